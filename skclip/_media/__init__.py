@@ -1,1 +1,19 @@
-"""TBD."""
+"""Pictures in: what users pass, how it is read, cropped and resized. Needs Pillow and NumPy alone."""
+
+from __future__ import annotations
+
+from skclip._media._augment import augment
+from skclip._media._reading import PictureError, content_key, load_item, read_picture
+from skclip._media._sources import check_images, describe
+from skclip._media._transform import PictureTransform
+
+__all__ = [
+    "PictureError",
+    "PictureTransform",
+    "augment",
+    "check_images",
+    "content_key",
+    "describe",
+    "load_item",
+    "read_picture",
+]

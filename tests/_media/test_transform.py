@@ -1,0 +1,180 @@
+"""Resizing and cropping: open_clip's own pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skclip._media import PictureTransform, augment, read_picture
+from skclip._media._augment import _crop_box, _draws
+
+
+@pytest.fixture(scope="module")
+def open_clip_pixels():
+    """open_clip's transform without its last two steps (tensor, normalisation), as an array."""
+    import torch
+
+    # PyPI's torchvision beside a CPU build of torch lacks two operators that open_clip never calls.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from open_clip.transform import image_transform
+
+    def pixels(picture, transform):
+        height, width = transform.size
+        steps = image_transform(
+            height if height == width else (height, width),
+            is_train=False,
+            interpolation=transform.interpolation,
+            resize_mode=transform.resize_mode,
+            fill_color=transform.fill_color,
+        ).transforms[:-2]
+        for step in steps:
+            picture = step(picture)
+        return np.asarray(picture)
+
+    yield pixels
+    del library  # lives as long as the operators are looked up
+
+
+def picture(width, height, mode="RGB"):
+    rng = np.random.default_rng(width * 10_007 + height)
+    shape = (height, width) if mode == "L" else (height, width, 3)
+    return Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+
+
+SOURCES = [
+    (1, 1),
+    (1, 2),
+    (2, 1),
+    (3, 5),
+    (31, 32),
+    (32, 32),
+    (33, 32),
+    (64, 48),
+    (101, 37),
+    (37, 101),
+    (223, 225),
+    (640, 427),
+    (427, 640),
+    (1000, 3),
+    (3, 1000),
+    (2000, 61),
+]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(32, 32), (35, 35), (224, 224), (24, 40), (41, 24)])
+def test_equals_open_clip_bit_for_bit(open_clip_pixels, size, interpolation, resize_mode, mode):
+    transform = PictureTransform(size, interpolation, resize_mode, fill_color=9)
+    for width, height in SOURCES:
+        if resize_mode == "longest" and round(max(size) * min(width, height) / max(width, height)) == 0:
+            continue  # open_clip fails here, see below
+        image = picture(width, height, mode)
+        pixels = transform(image)
+        assert pixels.shape == (*size, 3)
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, open_clip_pixels(image, transform), err_msg=f"{width}x{height}")
+
+
+def test_defaults_are_open_clips(open_clip_pixels):
+    image = picture(97, 55)
+    np.testing.assert_array_equal(
+        PictureTransform((32, 32))(image),
+        open_clip_pixels(image, PictureTransform((32, 32), "bicubic", "shortest", 0)),
+    )
+
+
+def test_a_strip_too_thin_for_open_clip_keeps_one_row():
+    pixels = PictureTransform((32, 32), resize_mode="longest", fill_color=7)(picture(1000, 3))
+    rows = (pixels != 7).any(axis=(1, 2))
+    assert rows.sum() == 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(40_001, 2), (2, 40_001)])
+def test_an_extreme_strip_equals_open_clip_up_to_rounding_without_its_memory(
+    open_clip_pixels, monkeypatch, width, height
+):
+    image, transform = picture(width, height), PictureTransform((32, 32))
+    exact = open_clip_pixels(image, transform)
+    np.testing.assert_array_equal(transform(image), exact)
+    monkeypatch.setattr("skclip._media._transform._MAX_RESIZED_PIXELS", 1000)
+    assert np.abs(transform(image).astype(int) - exact).max() <= 1
+
+
+def test_the_picture_is_not_modified():
+    image = picture(50, 40)
+    before = image.tobytes()
+    for resize_mode in ("shortest", "longest", "squash"):
+        PictureTransform((40, 40), resize_mode=resize_mode)(image)
+    assert image.tobytes() == before
+
+
+def test_the_key_tells_transforms_apart():
+    base = PictureTransform((32, 48))
+    others = [
+        dataclasses.replace(base, size=(48, 32)),
+        dataclasses.replace(base, interpolation="bilinear"),
+        dataclasses.replace(base, resize_mode="squash"),
+        dataclasses.replace(base, fill_color=1),
+    ]
+    assert len({transform.key() for transform in [base, *others]}) == 5
+    assert base.key() == PictureTransform((32, 48)).key()
+
+
+@pytest.mark.parametrize("wrong", [{"interpolation": "nearest"}, {"resize_mode": "crop"}])
+def test_unknown_options(wrong):
+    name = next(iter(wrong))
+    with pytest.raises(ValueError, match=f"{name}='{wrong[name]}' must be one of"):
+        PictureTransform((32, 32), **wrong)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_random_crop_equals_torchvisions(open_clip_pixels, interpolation):
+    from torchvision.transforms import InterpolationMode, functional
+
+    key, image = b"0123456789abcdef", picture(61, 43)
+    for view in range(1, 9):
+        draws = _draws(0, key, view)
+        mirrored = next(draws) < 0.5
+        left, top, right, bottom = _crop_box(61, 43, draws, (0.2, 1.0))
+        mode = InterpolationMode(interpolation)
+        expected = functional.resized_crop(image, top, left, bottom - top, right - left, [32, 24], mode)
+        expected = functional.hflip(expected) if mirrored else expected
+        pixels = augment(
+            image, seed=0, key=key, view=view, size=(32, 24), interpolation=interpolation, scale=(0.2, 1.0)
+        )
+        np.testing.assert_array_equal(pixels, np.asarray(expected))
+
+
+@pytest.mark.realdata
+def test_web_photographs(open_clip_pixels):
+    default = Path(__file__).parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("SKCLIP_REALDATA", default)) / "photos"
+    if not folder.is_dir():
+        pytest.skip(f"no real pictures at {folder}; set SKCLIP_REALDATA")
+    transform, kinds = PictureTransform((224, 224)), Counter()
+    for path in sorted(folder.iterdir()):
+        image = Image.open(path)
+        orientation = image.getexif().get(0x0112, 1)
+        upright = orientation not in range(2, 9) and image.mode in ("RGB", "L")
+        kinds[image.format, image.mode, orientation] += 1
+        pixels = transform(read_picture(path))
+        reference = image if upright else read_picture(path)
+        np.testing.assert_array_equal(pixels, open_clip_pixels(reference, transform), err_msg=path.name)
+    # All of these are plain JPEG: 199 upright (one with an orientation of 0), of them 7 grey; one turned.
+    assert kinds == {
+        ("JPEG", "RGB", 1): 191,
+        ("JPEG", "RGB", 0): 1,
+        ("JPEG", "L", 1): 7,
+        ("JPEG", "RGB", 6): 1,
+    }
