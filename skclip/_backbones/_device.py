@@ -1,0 +1,70 @@
+"""Where a backbone runs and in which precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("float32", "bf16", "fp16")
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """The device that `device` means on this machine.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda", "cuda:N", "mps"} or torch.device, default="auto"
+        "auto" is the first of CUDA, Apple's MPS, CPU that is there. "cuda" is the current CUDA device.
+
+    Returns
+    -------
+    torch.device
+        CUDA devices carry their index.
+
+    Raises
+    ------
+    ValueError
+        The device is not one of these, or this machine lacks it.
+    """
+    import torch
+
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has_mps = torch.backends.mps.is_available()
+    present = ["cpu", *(f"cuda:{i}" for i in range(n_cuda)), *(["mps"] if has_mps else [])]
+    if device == "auto":
+        device = "cuda" if n_cuda else "mps" if has_mps else "cpu"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={device!r} is not one of 'auto', 'cpu', 'cuda', 'cuda:N', 'mps'.")
+    if found.type != "cuda":
+        found = torch.device(found.type)
+    elif found.index is None and n_cuda:
+        found = torch.device("cuda", torch.cuda.current_device())
+    if str(found) not in present:
+        raise ValueError(f"device={str(device)!r} is not on this machine, which has: {', '.join(present)}.")
+    return found
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The precision that `precision` means on `device`: "float32", "bf16" or "fp16".
+
+    "auto" is "float32" on CPUs and "fp16" on accelerators: there half precision is several times faster,
+    and of the two kinds fp16 keeps three more bits. An overflow is reported, never served.
+    """
+    if precision == "auto":
+        return "float32" if device.type == "cpu" else "fp16"
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is not one of 'auto', {', '.join(map(repr, PRECISIONS))}.")
+    return precision
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """The torch type of a resolved precision."""
+    import torch
+
+    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
