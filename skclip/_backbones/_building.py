@@ -64,9 +64,11 @@ def _weights_trouble(path: Path, error: Exception) -> str:
             f"the weights in {path} do not fit the architecture of the configuration: "
             + " ".join(lines[1:3])[:400]
         )
-    if "Weights only load failed" in str(error):
+    if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return f"{path} holds more than tensors, which is refused because reading it could run foreign code."
-    reason = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+    # torch's own words advise to switch that safeguard off: they are not passed on.
+    own_words = lines and not lines[0].startswith("Weights only load failed")
+    reason = f"{type(error).__name__}: {lines[0]}" if own_words else type(error).__name__
     return (
         f"the weights file {path} ({_size(path)}) cannot be read ({reason}); it is damaged, truncated or of "
         "another kind. Delete it and fetch it again."

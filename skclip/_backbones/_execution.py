@@ -94,8 +94,8 @@ class Backbone:
         rows = _check_batch_size(batch_size) or _AUTO_PICTURES[self.device.type]
 
         def project(lo: int, hi: int) -> torch.Tensor:
-            part = batch[lo:hi]
-            pixels = torch.from_numpy(part if part.flags.writeable else part.copy()).to(self.device)
+            part = np.require(batch[lo:hi], requirements=["C", "W"])  # copies maps on disk and reversed views
+            pixels = torch.from_numpy(part).to(self.device)
             pictures = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
             # The order of ToTensor and Normalize: the same float32 pixels bit for bit.
             pictures = pictures.div_(255).sub_(mean).div_(std).to(dtype)

@@ -183,7 +183,8 @@ def _weights_path(recipe: Recipe) -> Path:
 
 
 def _folder_weights(folder: Path, name: str) -> Path:
-    candidates = [path for suffix in _WEIGHT_SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
+    found = [path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES]
+    candidates = sorted(found, key=lambda path: (path.suffix != ".safetensors", path.name))
     if not candidates:
         raise BackboneError(
             f"model={name!r}: {folder} holds no weights: no {', '.join(_WEIGHT_NAMES[:2])} or other file "

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+from skclip._backbones import BackboneError, load_backbone
+from skclip._backbones import _execution as execution
+from skclip._backbones._execution import run_batched
+
+
+def pictures(n, size=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["vit", "quick", "resnet", "custom", "coca"])
+def test_equals_open_clip(models, kind):
+    backbone = load_backbone(models(kind), device="cpu")
+    X = pictures(5, backbone.card.image_size[0])
+    model, _, preprocess = open_clip.create_model_and_transforms(models(kind))
+    with torch.no_grad():
+        batch = torch.stack([preprocess(Image.fromarray(x)) for x in X])
+        expected = model.eval().encode_image(batch, normalize=False).numpy()
+    found = backbone.encode_images(X)
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_pixels_are_those_of_totensor_and_normalize_bit_for_bit(models, monkeypatch):
+    backbone = load_backbone(models("vit"), device="cpu")
+    every_value = np.arange(256, dtype=np.uint8).repeat(12).reshape(1, 32, 32, 3)
+    seen = []
+    monkeypatch.setattr(backbone, "module", _Spy(seen))
+    backbone.encode_images(np.concatenate([every_value, pictures(3)]))
+    steps = Compose([ToTensor(), Normalize(backbone.card.mean, backbone.card.std)])
+    assert torch.equal(seen[0], torch.stack([steps(x) for x in (every_value[0], *pictures(3))]))
+    own = image_transform_v2(PreprocessCfg(size=32), is_train=False)
+    assert torch.equal(seen[0][0], own(Image.fromarray(every_value[0])))
+
+
+class _Spy:
+    def __init__(self, seen):
+        self.seen = seen
+
+    def encode_image(self, x, normalize):
+        assert normalize is False
+        self.seen.append(x.clone())
+        return torch.zeros(len(x), 24)
+
+
+def test_rows_do_not_depend_on_their_batch(models):
+    backbone = load_backbone(models("vit"), device="cpu")
+    X = pictures(7)
+    whole = backbone.encode_images(X)
+    for batch_size in (1, 3, 7, 100):
+        assert_allclose(backbone.encode_images(X, batch_size=batch_size), whole, atol=1e-6)
+    assert_allclose(backbone.encode_images(X[::-1])[::-1], whole, atol=1e-6)
+
+
+def test_empty_and_read_only_input(models, tmp_path):
+    backbone = load_backbone(models("vit"), device="cpu")
+    assert backbone.encode_images(pictures(0)).shape == (0, 24)
+    X = pictures(3)
+    np.save(tmp_path / "x.npy", X)
+    on_disk = np.load(tmp_path / "x.npy", mmap_mode="r")
+    before = X.copy()
+    assert_array_equal(backbone.encode_images(on_disk), backbone.encode_images(X))
+    assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (np.zeros((2, 32, 32, 3)), "float64"),
+        (np.zeros((32, 32, 3), np.uint8), r"uint8 \(32, 32, 3\)"),
+        (np.zeros((2, 64, 32, 3), np.uint8), r"\(2, 64, 32, 3\)"),
+        (np.zeros((2, 3, 32, 32), np.uint8), r"\(n, 32, 32, 3\)"),
+        ([1, 2], "got list"),
+    ],
+)
+def test_wrong_pictures(models, batch, message):
+    with pytest.raises(ValueError, match=message):
+        load_backbone(models("vit"), device="cpu").encode_images(batch)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "all", None, True])
+def test_wrong_batch_size(models, batch_size):
+    backbone = load_backbone(models("vit"), device="cpu")
+    with pytest.raises(ValueError, match="batch_size="):
+        backbone.encode_images(pictures(1), batch_size=batch_size)
+    with pytest.raises(ValueError, match="batch_size="):
+        backbone.encode_texts(["a"], batch_size=batch_size)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["vit", "resnet", "custom"])
+def test_half_precision_is_near(models, kind, precision):
+    full = load_backbone(models(kind), device="cpu")
+    half = load_backbone(models(kind), device="cpu", precision=precision)
+    X = pictures(4, full.card.image_size[0])
+    texts = ["a dog", "a photo of a cat on a mat"]
+    tolerance = 0.05 if precision == "bf16" else 0.01
+    for encode, data in (("encode_images", X), ("encode_texts", texts)):
+        a, b = getattr(full, encode)(data), getattr(half, encode)(data)
+        assert b.dtype == np.float32
+        assert_allclose(b, a, atol=tolerance * np.abs(a).max())
+    assert half.logit_scale == full.logit_scale
+
+
+def test_overflow_is_reported_never_served(models):
+    backbone = load_backbone(models("vit"), device="cpu", precision="fp16")
+    with torch.no_grad():
+        backbone.module.visual.ln_post.bias.fill_(1000)
+        backbone.module.visual.proj.fill_(1000)
+    with pytest.raises(BackboneError, match=r"NaN or infinity for 2 of 2 pictures.*use 'bf16' or 'float32'"):
+        backbone.encode_images(pictures(2))
+
+
+def test_damaged_weights_are_reported(models):
+    backbone = load_backbone(models("vit"), device="cpu")
+    with torch.no_grad():
+        backbone.module.text_projection.fill_(float("nan"))
+    with pytest.raises(BackboneError, match=r"3 of 3 texts \(first at position 0\): its weights are damaged"):
+        backbone.encode_texts(["a", "b", "a"])
+
+
+def test_two_threads_at_once(models):
+    backbone = load_backbone(models("vit"), device="cpu")
+    X, texts = pictures(20), [f"a photo of thing {i}" for i in range(20)]
+    expected = backbone.encode_images(X), backbone.encode_texts(texts)
+    found, threads_before = {}, torch.get_num_threads()
+
+    def work(i):
+        found[i] = backbone.encode_images(X), backbone.encode_texts(texts)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 4
+    for images, words in found.values():
+        assert_allclose(images, expected[0], atol=1e-6)
+        assert_allclose(words, expected[1], atol=1e-6)
+    assert torch.get_num_threads() == threads_before
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+class SmallDevice:
+    """Rows out, but never more than `fits` of them."""
+
+    def __init__(self, fits, error=None):
+        self.fits, self.sizes = fits, []
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
+
+    def __call__(self, lo, hi):
+        self.sizes.append(hi - lo)
+        if hi - lo > self.fits:
+            raise self.error
+        return torch.arange(lo, hi, dtype=torch.float16)[:, None]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("x out of memory"), RuntimeError("MPS backend out of memory")]
+)
+def test_batches_halve_when_memory_runs_out(error):
+    device, out = SmallDevice(3, error), np.full((21, 1), -1, np.float32)
+    order = np.random.default_rng(0).permutation(21)
+    shrink = run_batched(device, order, out, rows_at=lambda lo: 16)
+    assert_array_equal(out[order, 0], np.arange(21))
+    assert device.sizes == [16, 8, 4, *[2] * 10, 1]
+    assert shrink == 8
+
+
+def test_a_short_last_batch_halves_too():
+    device, out = SmallDevice(2), np.empty((5, 1), np.float32)
+    assert run_batched(device, np.arange(5), out, rows_at=lambda lo: 64) == 32
+    assert device.sizes == [5, 4, 2, 2, 1]
+
+
+def test_memory_for_not_even_one():
+    with pytest.raises(BackboneError, match=r"batch_size=1 \(halved down from 256\): not one picture fits"):
+        run_batched(SmallDevice(0), np.arange(9), np.empty((9, 1), np.float32), rows_at=lambda lo: 256)
+
+
+def test_other_errors_pass():
+    device = SmallDevice(0, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run_batched(device, np.arange(9), np.empty((9, 1), np.float32), rows_at=lambda lo: 256)
+
+
+def test_auto_remembers_what_fits(models, monkeypatch):
+    backbone = load_backbone(models("vit"), device="cpu")
+    monkeypatch.setitem(execution._AUTO_PICTURES, "cpu", 8)
+    encode, sizes = backbone.module.encode_image, []
+
+    def small(x, normalize):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return encode(x, normalize=normalize)
+
+    monkeypatch.setattr(backbone.module, "encode_image", small)
+    X = pictures(6)
+    first = backbone.encode_images(X)
+    assert sizes == [6, 4, 2, 2, 2]
+    sizes.clear()
+    assert_array_equal(backbone.encode_images(X), first)
+    assert sizes == [2, 2, 2]
+    sizes.clear()
+    backbone.encode_images(X, batch_size=3)
+    assert sizes == [3, 3]
