@@ -7,12 +7,14 @@ import shutil
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
 from skclip._backbones import BackboneError, clear_backbones, get_card, load_backbone, weights_digest
 from skclip._backbones import _building as building
 from skclip._backbones import _loading as loading
+from skclip._backbones._tiny import tiny_weights_path
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -175,11 +177,33 @@ def test_arguments_are_checked_before_anything_is_read(own_folder):
 
 
 def test_missing_tokenizer_stops_texts_only(own_folder):
-    import numpy as np
-
     path = own_folder / "open_clip_config.json"
     path.write_text(path.read_text().replace('"heads"', '"hf_tokenizer_name": "no-such/tokenizer", "heads"'))
     backbone = load_backbone(f"local-dir:{own_folder}", device="cpu")
     assert backbone.encode_images(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 24)
     with pytest.raises(BackboneError, match=r"its tokenizer .* could not be loaded"):
         backbone.encode_texts(["a dog"])
+
+
+@pytest.mark.parametrize("name", ["skclip-tiny", "skclip-tiny-rn"])
+def test_bundled_models(name):
+    card = get_card(name)
+    backbone = load_backbone(name, device="cpu")
+    assert (card.name, card.architecture, card.tag) == (name, name, None)
+    assert card.causal_text
+    assert card.license
+    assert backbone.logit_scale == pytest.approx(card.logit_scale, rel=1e-2)
+    with tiny_weights_path(name).open("rb") as file:
+        assert backbone.digest == weights_digest(name) == hashlib.file_digest(file, "sha256").hexdigest()
+    assert {parameter.dtype for parameter in backbone.module.parameters()} == {torch.float32}
+    X = np.random.default_rng(0).integers(0, 256, (3, *card.image_size, 3), dtype=np.uint8)
+    texts = ["a photo of a red circle", "a blue star"]
+    images, words = backbone.encode_images(X), backbone.encode_texts(texts)
+    assert images.shape == (3, card.dim)
+    with torch.no_grad():
+        full = backbone.module.encode_text(backbone.tokenizer(texts), normalize=False).numpy()
+    np.testing.assert_allclose(words, full, atol=1e-6 * np.abs(full).max())
+    half = load_backbone(name, device="cpu", precision="bf16")
+    np.testing.assert_allclose(half.encode_images(X), images, atol=0.1 * np.abs(images).max())
+    np.testing.assert_allclose(half.encode_texts(texts), words, atol=0.1 * np.abs(words).max())
+    assert 0 < card.gflops_image < 1
