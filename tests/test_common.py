@@ -1,0 +1,93 @@
+"""Every public estimator is checked: by scikit-learn, or, for a stated reason, by checks of our own."""
+
+from __future__ import annotations
+
+import pytest
+from sklearn.utils import estimator_checks as sklearn_checks
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skclip.features import CLIPFeatures, CLIPTextFeatures
+from skclip.utils import SkclipBase, all_estimators
+from skclip.utils.estimator_checks import parametrize_with_raw_checks
+from skclip.zero_shot import CLIPClassifier
+
+# class name -> why scikit-learn's checks on random matrices say nothing about it
+RAW_X = {
+    "CLIPFeatures": "takes pictures",
+    "CLIPTextFeatures": "takes sentences",
+    "CLIPClassifier": "takes pictures",
+}
+OWN_CHECKS = {
+    **RAW_X,
+    "ZeroShotClassifier": "knows its classes from the parameters and takes features of one width",
+}
+
+# class name -> {check: reason}; only what the contract of the estimators allows
+EXPECTED_FAILURES: dict[str, dict[str, str]] = {}
+
+ALL_ESTIMATORS = [cls() for name, cls in all_estimators() if name not in OWN_CHECKS]
+
+
+def expected_failures(estimator):
+    return EXPECTED_FAILURES.get(type(estimator).__name__, {})
+
+
+@parametrize_with_checks(ALL_ESTIMATORS, expected_failed_checks=expected_failures, xfail_strict=True)
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
+
+
+RAW_INSTANCES = [
+    CLIPFeatures("skclip-tiny"),
+    CLIPTextFeatures("skclip-tiny"),
+    CLIPClassifier("skclip-tiny"),
+]
+
+
+@parametrize_with_raw_checks(RAW_INSTANCES)
+def test_raw_contract(estimator, check):
+    check(estimator)
+
+
+def test_the_lists_name_classes_that_exist():
+    names = set(dict(all_estimators()))
+    assert set(OWN_CHECKS) <= names
+    assert {type(estimator).__name__ for estimator in RAW_INSTANCES} == set(RAW_X)
+    assert set(EXPECTED_FAILURES) <= names - set(OWN_CHECKS)
+
+
+def test_every_estimator_with_a_public_name_is_exported():
+    def below(cls):
+        for child in cls.__subclasses__():
+            yield child
+            yield from below(child)
+
+    public = {cls for _, cls in all_estimators()}
+    defined = {
+        cls
+        for cls in below(SkclipBase)
+        if cls.__module__.startswith("skclip.") and not cls.__name__.startswith("_")
+    }
+    assert defined == public
+
+
+# what scikit-learn can check of a class without giving it data
+DATA_FREE = [
+    sklearn_checks.check_estimator_cloneable,
+    sklearn_checks.check_estimator_tags_renamed,
+    sklearn_checks.check_valid_tag_types,
+    sklearn_checks.check_estimator_repr,
+    sklearn_checks.check_no_attributes_set_in_init,
+    sklearn_checks.check_do_not_raise_errors_in_init_or_set_params,
+    sklearn_checks.check_mixin_order,
+    sklearn_checks.check_parameters_default_constructible,
+    sklearn_checks.check_get_params_invariance,
+    sklearn_checks.check_set_params,
+]
+
+
+@pytest.mark.parametrize("check", DATA_FREE, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", OWN_CHECKS)
+def test_data_free_contract(name, check):
+    estimator = dict(all_estimators())[name]()
+    check(name, estimator)
