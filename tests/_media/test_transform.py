@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from skclip._backbones._open_clip import import_open_clip
 from skclip._media import PictureTransform, augment, read_picture
 from skclip._media._augment import _crop_box, _draws
 
@@ -18,14 +19,7 @@ from skclip._media._augment import _crop_box, _draws
 @pytest.fixture(scope="module")
 def open_clip_pixels():
     """open_clip's transform without its last two steps (tensor, normalisation), as an array."""
-    import torch
-
-    # PyPI's torchvision beside a CPU build of torch lacks two operators that open_clip never calls.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from open_clip.transform import image_transform
+    image_transform = import_open_clip().transform.image_transform
 
     def pixels(picture, transform):
         height, width = transform.size
@@ -40,8 +34,7 @@ def open_clip_pixels():
             picture = step(picture)
         return np.asarray(picture)
 
-    yield pixels
-    del library  # lives as long as the operators are looked up
+    return pixels
 
 
 def picture(width, height, mode="RGB"):
