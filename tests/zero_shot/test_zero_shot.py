@@ -17,6 +17,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.validation import check_is_fitted
 
+from skclip._backbones import Backbone, get_card, load_backbone, weights_digest
+from skclip.features import CLIPTextFeatures
 from skclip.templates import get_templates
 from skclip.utils import SkclipWarning
 from skclip.zero_shot import ZeroShotClassifier, _zero_shot
@@ -393,3 +395,45 @@ def test_cosine_logits_limits():
     eye = np.eye(3)
     assert_allclose(cosine_logits(5 * eye, eye, 10.0), 10 * eye)
     assert_allclose(cosine_logits(np.zeros((1, 3)), eye, 10.0), 0.0)
+
+
+# ---- with a model and with real features
+
+
+def test_bundled_model_encodes_each_sentence_once(monkeypatch, empty_stores):
+    encoded = []
+    encode_texts = Backbone.encode_texts
+
+    def counted(self, texts, *args, **kwargs):
+        encoded.extend(texts)
+        return encode_texts(self, texts, *args, **kwargs)
+
+    monkeypatch.setattr(Backbone, "encode_texts", counted)
+    names, templates = ["red circle", "blue square", "green star"], ["a photo of a {}", "a {}"]
+    clf = ZeroShotClassifier("skclip-tiny", class_names=names, templates=templates, device="cpu")
+    width = get_card("skclip-tiny").dim
+    X = np.random.default_rng(0).normal(size=(5, width))
+    for _ in range(2):
+        clf.predict(X)  # without fit: every call looks the sentences up
+    assert len(encoded) == 6
+    fitted = clf.fit(X)
+    assert len(encoded) == 6
+    single = CLIPTextFeatures("skclip-tiny", device="cpu", store=None)
+    for name, found in zip(sorted(names), fitted.prototypes_):
+        rows = np.vstack([single.transform([template.replace("{}", name)]) for template in templates])
+        assert_allclose(found, rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0)), atol=1e-5)
+    assert fitted.weights_digest_ == weights_digest("skclip-tiny")
+    # the weights are stored in half precision, the card is not
+    assert_allclose(fitted.logit_scale_, load_backbone("skclip-tiny", device="cpu").logit_scale, rtol=1e-3)
+
+
+@pytest.mark.realdata
+def test_imagenet_zero_shot_reaches_the_reference(realdata):
+    with np.load(realdata / "clip-vit-b-32-openai" / "imagenet.npz") as data:
+        text = sum(
+            data[key] / np.linalg.norm(data[key], axis=1, keepdims=True) for key in ("text_a", "text_b")
+        )
+        X, y = data["X_train_2"].astype(np.float32), data["y_train_2"]
+    shuffled = np.random.default_rng(0).permutation(1000)
+    clf = ZeroShotClassifier(prototypes=text[shuffled], classes=shuffled).fit(X, y)
+    assert_allclose(100 * clf.score(X, y), 61.05, atol=0.05)
