@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,6 +166,7 @@ def get_recipe(model: str) -> Recipe:
     return _tag_recipe(model)
 
 
+@cache
 def _tiny_recipe(model: str) -> Recipe:
     config = tiny_config(model)
     card = _card(
@@ -213,6 +214,7 @@ def _read_config(path: Path, model: str) -> dict[str, Any]:
     return config
 
 
+@cache
 def _tag_recipe(model: str) -> Recipe:
     open_clip = import_open_clip()
     architecture, slash, tag = model.rpartition("/")

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 
 from skclip._backbones import DEFAULT_MODEL, BackboneError, get_card, list_models
-from skclip._backbones._cards import get_recipe
+from skclip._backbones._cards import _tag_recipe, get_recipe
 
 
 def test_default_model_needs_no_quick_gelu():
@@ -52,10 +52,9 @@ def test_openai_weights_get_quick_gelu(model):
 
 def test_quick_gelu_without_an_architecture_of_that_name(monkeypatch):
     known = open_clip.get_model_config
-    monkeypatch.setattr(
-        open_clip, "get_model_config", lambda n: None if n.endswith("-quickgelu") else known(n)
-    )
-    card = get_card("ViT-B-16/dfn2b")
+    plain_only = lambda name: None if name.endswith("-quickgelu") else known(name)  # noqa: E731
+    monkeypatch.setattr(open_clip, "get_model_config", plain_only)
+    card = _tag_recipe.__wrapped__("ViT-B-16/dfn2b").card  # past its cache
     assert card.quick_gelu
     assert json.loads(card.config)["quick_gelu"] is True
 
