@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zlib
 from types import SimpleNamespace
 
@@ -199,6 +200,15 @@ def test_lengths_must_agree(calls, X):
 def test_regression_target_is_refused(X):
     with pytest.raises(ValueError, match="Unknown label type"):
         ZeroShotClassifier(prototypes=np.eye(WIDTH)).fit(X, np.linspace(0, 1, 7))
+
+
+@pytest.mark.parametrize("labels", [np.arange(50), np.arange(50).astype(str)])
+def test_one_row_of_each_class_draws_no_warning(labels):
+    # as an adapter fits it, on nothing but the labels it saw
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf = ZeroShotClassifier(prototypes=np.eye(50), classes=labels).fit(None, labels)
+    assert_array_equal(clf.classes_, np.sort(labels))
 
 
 def test_classes_must_be_those_of_the_text(calls):
