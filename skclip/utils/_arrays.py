@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
+from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import validate_data
 
 FLOATS = [np.float64, np.float32]
@@ -13,9 +16,16 @@ FLOATS = [np.float64, np.float32]
 
 def unit_rows(X: NDArray) -> NDArray:
     """Rows of `X` divided by their Euclidean norm; a zero row stays zero. `X` is not modified."""
-    norms = np.sqrt(np.einsum("ij,ij->i", X, X))
-    norms[norms == 0.0] = 1.0
-    return X / norms[:, None]
+    squares = np.einsum("ij,ij->i", X, X)
+    # squares of very short or very long rows leave the range of the type; their directions are fine
+    limits = np.finfo(X.dtype)
+    extreme = np.flatnonzero(~((squares > limits.tiny / limits.eps) & (squares < limits.max)))
+    if extreme.size:
+        X, squares = X.copy(), squares.copy()
+        largest = np.abs(X[extreme]).max(axis=1, initial=0.0, keepdims=True)
+        X[extreme] /= np.where(largest > 0.0, largest, 1.0)
+        squares[extreme] = np.maximum(np.einsum("ij,ij->i", X[extreme], X[extreme]), largest[:, 0] == 0.0)
+    return X / np.sqrt(squares)[:, None]
 
 
 def check_features(estimator: Any, X: Any, *, reset: bool = False) -> tuple[NDArray, int]:
@@ -44,3 +54,35 @@ def check_features(estimator: Any, X: Any, *, reset: bool = False) -> tuple[NDAr
 def first_view(X: NDArray, n_views: int) -> NDArray:
     """View 0 (the plain picture) of the flattened views of `check_features`."""
     return X if n_views == 1 else X[::n_views]
+
+
+def check_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray | None:
+    """Weights as float64 of shape (n,), or None; a number is the weight of every sample.
+
+    Raises
+    ------
+    ValueError
+        If there are too many or too few, one is negative, NaN or infinite, or all are zero.
+    """
+    if sample_weight is None:
+        return None
+    weights = np.asarray(sample_weight)
+    if weights.ndim == 0:
+        weights = np.full(n_samples, float(weights))
+    weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
+    if weights.ndim != 1:
+        raise ValueError(f"sample_weight must be 1D, one weight per sample; got shape {weights.shape}.")
+    if len(weights) != n_samples:
+        raise ValueError(f"sample_weight.shape == {weights.shape}, expected ({n_samples},).")
+    negative = np.flatnonzero(weights < 0)
+    if negative.size:
+        raise ValueError(f"sample_weight[{negative[0]}] is {weights[negative[0]]}; weights must not be negative.")
+    if not weights.any():
+        raise ValueError("Every sample_weight is zero; at least one sample must have a positive weight.")
+    return weights
+
+
+def row_batches(n_rows: int, bytes_per_row: int) -> Iterator[slice]:
+    """Consecutive slices of rows whose temporaries stay within scikit-learn's ``working_memory``."""
+    most = int(get_config()["working_memory"] * 2**20) // max(1, bytes_per_row)
+    return gen_batches(n_rows, max(1, most))

@@ -1,0 +1,127 @@
+"""What adapters take from ``zero_shot=``: one prototype for each class of y, aligned by label."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.utils import check_array
+
+from skclip.utils._arrays import unit_rows
+from skclip.utils._base import SkclipWarning
+from skclip.utils._names import rows_of_labels
+
+# multiplier of the cosines where nothing tells a better one: what CLIP's training clips its own to
+DEFAULT_LOGIT_SCALE = 100.0
+
+# the warning about guessing needs a sample, not every row
+_MOST_CHECKED = 2000
+_FEWEST_CHECKED = 30
+
+
+class ClassText(NamedTuple):
+    """Class text, row k for ``classes_[k]``.
+
+    Attributes
+    ----------
+    prototypes : ndarray of shape (K, d)
+        Unit rows.
+    logit_scale : float
+    estimator : object or None
+        The fitted text-side estimator; None where an array was given.
+    """
+
+    prototypes: NDArray
+    logit_scale: float
+    estimator: Any
+
+
+def resolve_text(zero_shot: Any, classes: NDArray, n_features: int, logit_scale: float | None) -> ClassText | None:
+    """Prototypes of `classes` from the ``zero_shot`` parameter of an adapter.
+
+    Parameters
+    ----------
+    zero_shot : estimator, array-like of shape (n_prototypes, d), or None
+        An estimator is cloned and fitted (a `FrozenEstimator` stays as it is). The rows of an array belong
+        to the labels 0..n_prototypes-1.
+    classes : ndarray of shape (K,)
+        Labels of y, sorted. Prototypes of other labels are left out.
+    n_features : int
+        d, the width of the image features.
+    logit_scale : float or None
+        None is the estimator's own, and 100 for an array.
+
+    Returns
+    -------
+    ClassText or None
+        None where `zero_shot` is None.
+
+    Raises
+    ------
+    ValueError
+        If a label has no prototype, labels do not fit an array, or the widths differ.
+    """
+    if zero_shot is None:
+        return None
+    if hasattr(zero_shot, "fit"):
+        estimator = clone(zero_shot).fit(None, classes)
+        known, prototypes = estimator.classes_, np.asarray(estimator.prototypes_)
+        own_scale = float(estimator.logit_scale_)
+        source = "zero_shot"
+    else:
+        estimator = None
+        prototypes = check_array(zero_shot, dtype=[np.float64, np.float32], input_name="zero_shot")
+        known, own_scale = np.arange(len(prototypes)), DEFAULT_LOGIT_SCALE
+        source = "the rows of zero_shot"
+        _check_positions(classes, len(prototypes))
+    if prototypes.shape[1] != n_features:
+        raise ValueError(
+            f"zero_shot holds prototypes of width {prototypes.shape[1]}, but X has {n_features} features; "
+            "both must come from one model."
+        )
+    rows = rows_of_labels(known, classes, source=source)
+    scale = own_scale if logit_scale is None else float(logit_scale)
+    return ClassText(unit_rows(prototypes[rows]), scale, estimator)
+
+
+def text_logits(rows: NDArray, prototypes: NDArray, logit_scale: float) -> NDArray:
+    """``logit_scale * x_i . t_k`` of unit rows, (n, K), in the floating type of `rows`."""
+    return logit_scale * (rows @ prototypes.T.astype(rows.dtype, copy=False))
+
+
+def warn_if_guessing(X: NDArray, codes: NDArray, text: ClassText, *, stacklevel: int) -> None:
+    """Warn where the text names the training rows no better than chance would.
+
+    Features and prototypes of two models with equal width cannot be told apart by their shapes; this shows
+    them.
+    """
+    chosen = np.unique(np.linspace(0, len(X) - 1, min(len(X), _MOST_CHECKED)).astype(np.intp))
+    n_classes, n_rows = len(text.prototypes), len(chosen)
+    if n_rows < _FEWEST_CHECKED:
+        return
+    guesses = np.argmax(text_logits(X[chosen], text.prototypes, 1.0), axis=1)
+    n_right, chance = int(np.sum(guesses == codes[chosen])), 1.0 / n_classes
+    if n_right > n_rows * chance + 2.0 * np.sqrt(n_rows * chance * (1.0 - chance)):
+        return
+    warnings.warn(
+        f"Zero-shot accuracy on {n_rows} training rows is {n_right / n_rows:.3f}, no better than chance "
+        f"(1/{n_classes}). Check that X and zero_shot come from the same model, and that every label has its "
+        "own name.",
+        SkclipWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def _check_positions(classes: NDArray, n_prototypes: int) -> None:
+    whole = classes.dtype.kind in "iu" or (classes.dtype.kind == "f" and bool(np.all(classes == np.floor(classes))))
+    if whole and classes.min() >= 0 and classes.max() < n_prototypes:
+        return
+    outside = [label for label in classes.tolist() if not whole or not 0 <= label < n_prototypes]
+    raise ValueError(
+        f"zero_shot is an array of {n_prototypes} prototypes, whose labels can only be 0..{n_prototypes - 1}, "
+        f"but y holds {', '.join(map(repr, outside[:5]))}. Pass ZeroShotClassifier(prototypes=..., "
+        "classes=[label of each row])."
+    )

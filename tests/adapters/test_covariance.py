@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from sklearn.covariance import ledoit_wolf, oas
+
+from skclip.adapters import _covariance
+from skclip.adapters._covariance import (
+    invert,
+    ks_covariance,
+    ks_intensity,
+    ledoit_wolf_covariance,
+    oas_covariance,
+    pseudo_invert,
+)
+
+
+def centred_rows(n=30, d=12, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, d)) * np.geomspace(1.0, 0.1, d)
+    return rows - rows.mean(axis=0)
+
+
+@pytest.mark.parametrize("n", [3, 30, 3000])
+def test_ks_is_the_formula_of_the_paper(n):
+    rows = centred_rows(n)
+    d, S = rows.shape[1], np.cov(rows.T)
+    literal = d * np.linalg.pinv((n - 1) * S + np.trace(S) * np.eye(d))
+    precision = ks_intensity(n, d) * invert(ks_covariance(rows.T @ rows, n)).precision
+    np.testing.assert_allclose(precision, literal, rtol=1e-6, atol=1e-6 * np.abs(literal).max())
+
+
+def test_ks_tends_to_the_empirical_covariance():
+    scatter = np.diag([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(ks_covariance(1e9 * scatter, 1e9), scatter, rtol=1e-6)
+
+
+def test_oas_equals_scikit_learn():
+    rows = centred_rows()
+    np.testing.assert_allclose(oas_covariance(rows.T @ rows, len(rows)), oas(rows, assume_centered=True)[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("n", [5, 30, 1000])
+def test_ledoit_wolf_equals_scikit_learn(n):
+    rows = centred_rows(n)
+    fourth = np.sum(np.sum(rows**2, axis=1) ** 2)
+    expected = ledoit_wolf(rows, assume_centered=True)[0]
+    np.testing.assert_allclose(ledoit_wolf_covariance(rows.T @ rows, n, fourth), expected, atol=1e-12)
+
+
+def test_inverses_agree_on_a_regular_matrix():
+    covariance = np.cov(centred_rows(100).T)
+    for inverse in (invert(covariance), pseudo_invert(covariance)):
+        np.testing.assert_allclose(inverse.precision @ covariance, np.eye(12), atol=1e-9)
+        assert inverse.log_det == pytest.approx(np.linalg.slogdet(covariance)[1])
+        assert inverse.rank == 12
+
+
+def test_pseudo_inverse_on_the_span_of_a_singular_matrix():
+    covariance = np.cov(centred_rows(5).T)
+    inverse = pseudo_invert(covariance)
+    assert inverse.rank == 4
+    np.testing.assert_allclose(inverse.precision, np.linalg.pinv(covariance, rcond=1e-12), rtol=1e-6)
+    values = np.linalg.eigvalsh(covariance)[-4:]
+    assert inverse.log_det == pytest.approx(np.log(values).sum())
+
+
+def test_isotropic_scatter_is_a_fixed_point_of_every_shrinkage():
+    for name in ("ks_covariance", "oas_covariance"):
+        covariance = getattr(_covariance, name)(10.0 * np.eye(4), 10)
+        np.testing.assert_allclose(covariance, covariance[0, 0] * np.eye(4), atol=1e-12)
