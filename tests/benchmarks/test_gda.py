@@ -36,7 +36,7 @@ def seconds(call):
 
 @pytest.fixture(scope="module")
 def rows():
-    return gaussian_classes(N_ROWS, N_FEATURES, N_CLASSES, spread=0.26)
+    return gaussian_classes(N_ROWS, N_FEATURES, N_CLASSES, spread=0.14)
 
 
 @pytest.mark.slow
