@@ -60,10 +60,7 @@ def load_module(name: str, model_cfg: dict[str, Any], path: Path) -> torch.nn.Mo
 def _weights_trouble(path: Path, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "loading state_dict" in str(error):
-        return (
-            f"the weights in {path} do not fit the architecture of the configuration: "
-            + " ".join(lines[1:3])[:400]
-        )
+        return f"the weights in {path} do not fit the architecture of the configuration: " + " ".join(lines[1:3])[:400]
     if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return f"{path} holds more than tensors, which is refused because reading it could run foreign code."
     # torch's own words advise to switch that safeguard off: they are not passed on.
@@ -86,14 +83,10 @@ def count_image_gflops(model_cfg: dict[str, Any], image_size: tuple[int, int]) -
 
     from skclip._backbones._tiny import build_tiny
 
-    widths = model_cfg.pop("stem_widths", None)
+    stem = model_cfg.pop("stem", None)
     try:
         with torch.device("meta"):
-            module = (
-                build_tiny({"model_cfg": model_cfg, "stem_widths": widths})
-                if widths
-                else build_module(model_cfg)
-            )
+            module = build_tiny({"model_cfg": model_cfg, "stem": stem}) if stem else build_module(model_cfg)
             # Gradients stay on: without them attention takes a fused path that the counter cannot see.
             with FlopCounterMode(display=False) as counter:
                 module.eval().visual(torch.empty(1, 3, *image_size))  # type: ignore[operator]

@@ -176,7 +176,7 @@ def _tiny_recipe(model: str) -> Recipe:
         config["preprocess_cfg"],
         logit_scale=config["logit_scale"],
         license=config["license"],
-        config={**config["model_cfg"], "stem_widths": config.get("stem_widths")},
+        config={**config["model_cfg"], "stem": config.get("stem")},
     )
     return Recipe(card, "tiny", model)
 

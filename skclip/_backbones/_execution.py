@@ -87,9 +87,7 @@ class Backbone:
         import torch
 
         self._check_pictures(batch)
-        mean, std = (
-            torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.card.mean, self.card.std)
-        )
+        mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.card.mean, self.card.std))
         dtype = torch_dtype(self.precision)
         rows = _check_batch_size(batch_size) or _AUTO_PICTURES[self.device.type]
 
@@ -188,9 +186,7 @@ class Backbone:
         size = self.card.image_size
         if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8 or batch.shape[1:] != (*size, 3):
             got = f"{batch.dtype} {batch.shape}" if isinstance(batch, np.ndarray) else type(batch).__name__
-            raise ValueError(
-                f"{self.card.name} reads a uint8 array of shape (n, {size[0]}, {size[1]}, 3), got {got}."
-            )
+            raise ValueError(f"{self.card.name} reads a uint8 array of shape (n, {size[0]}, {size[1]}, 3), got {got}.")
 
 
 def run_batched(

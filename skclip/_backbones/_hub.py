@@ -35,9 +35,7 @@ def hub_file(repo: str, filenames: Sequence[str]) -> Path:
         raise ValueError(f"{repo!r} is not the name of a hub repository: {error}") from None
     trouble = _hub_trouble()
     if trouble:
-        raise BackboneError(
-            f"{filenames[0]} of {repo} is not in the local cache and {trouble}. {_advice(repo)}"
-        )
+        raise BackboneError(f"{filenames[0]} of {repo} is not in the local cache and {trouble}. {_advice(repo)}")
     return _download(repo, filenames)
 
 
@@ -54,16 +52,12 @@ def _download(repo: str, filenames: Sequence[str]) -> Path:
             continue
         except Exception as error:
             raise _download_error(repo, filename, error) from error
-    raise BackboneError(
-        f"The hub repository {repo} has none of the files {', '.join(filenames)}. {_advice(repo)}"
-    )
+    raise BackboneError(f"The hub repository {repo} has none of the files {', '.join(filenames)}. {_advice(repo)}")
 
 
 def _download_error(repo: str, filename: str, error: Exception) -> BackboneError:
     reason = (str(error).strip() or repr(error)).splitlines()[0]
-    return BackboneError(
-        f"Downloading {filename} of {repo} failed ({type(error).__name__}: {reason}). {_advice(repo)}"
-    )
+    return BackboneError(f"Downloading {filename} of {repo} failed ({type(error).__name__}: {reason}). {_advice(repo)}")
 
 
 def _hub_trouble() -> str | None:

@@ -76,13 +76,15 @@ def build_tiny(config: dict[str, Any]) -> torch.nn.Module:
     open_clip = import_open_clip()
     model_cfg = config["model_cfg"]
     module = open_clip.CLIP(**model_cfg)
-    widths = config.get("stem_widths")
-    if widths:
-        # A linear patch embedding learns colours but no shapes at this scale; three strided
+    stem = config.get("stem")
+    if stem:
+        # A linear patch embedding learns colours but no shapes at this scale; a few
         # convolutions do. GroupNorm, so that tuning disturbs no running statistics.
         layers: list[nn.Module] = []
-        for c_in, c_out in zip([3, *widths], [*widths, model_cfg["vision_cfg"]["width"]]):
-            layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(8, c_out), nn.ReLU()]
+        c_in = 3
+        for c_out, stride in stem:
+            layers += [nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1), nn.GroupNorm(8, c_out), nn.ReLU()]
+            c_in = c_out
         module.visual.conv1 = nn.Sequential(*layers[:-2])
     return module
 

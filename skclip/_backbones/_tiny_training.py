@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,20 +20,28 @@ from skclip.datasets import load_digit_pictures, make_picture_world
 from skclip.datasets._language import digit_caption, vocabulary, write_captions
 from skclip.datasets._scenes import ALL_COLORS, ALL_SHAPES, COLORS, HELD_OUT_PAIRS, SHAPES, SIZES
 
-DEFAULT_STEPS = {"vit": 5000, "rn": 4600}
+DEFAULT_STEPS = {"vit": 4000, "rn": 4600}
 CONTEXT_LENGTH = 64
+Tower: TypeAlias = Any  # an open_clip.CLIP, whose parts torch does not type
 BATCH_SIZE = 128
 N_DIGITS = 12  # of every batch
 _CHUNK = 8  # batches drawn at once
 _EVALUATION_SEED = 7_000_000
 
-_FIRST_MIX = {"short": 0.5, "color": 0.2, "shape": 0.3}
+_SHAPE_MIX = {"shape": 1.0}
+_SIMPLE_MIX = {"short": 0.5, "color": 0.2, "shape": 0.3}
 _FULL_MIX = {
     "short": 0.2, "color": 0.07, "shape": 0.1, "description": 0.08, "attr": 0.12, "pos": 0.08,
     "rel": 0.07, "count": 0.03, "all": 0.07, "long": 0.16, "negated": 0.02,
 }  # fmt: skip
+# The ViT stays with colours for long, unless it first meets shapes alone: plain, not small, named without colour.
+# The ResNet needs no such start.
+_SHAPES_UNTIL = {"vit": 0.0625, "rn": 0.0}
+_SIMPLE_UNTIL = 0.25
+_EASY = {"textures": ["plain"], "sizes": ["medium", "large", "huge"]}
+
 # Kinds whose claim is one colour, one shape or both: whether they are true of another picture is known.
-_SIMPLE = ("short", "color", "shape", "description")
+_KNOWN_TRUTH = ("short", "color", "shape", "description")
 
 
 def tiny_architecture(kind: str) -> dict[str, Any]:
@@ -42,7 +50,7 @@ def tiny_architecture(kind: str) -> dict[str, Any]:
     text = {"context_length": CONTEXT_LENGTH, "vocab_size": len(words) + 4, "width": 64, "heads": 4, "layers": 4}
     if kind == "vit":
         vision: dict[str, Any] = {"image_size": 48, "layers": 4, "width": 96, "head_width": 24, "patch_size": 8}
-        stem = [32, 64]
+        stem = [[24, 2], [48, 2], [64, 1], [vision["width"], 2]]  # (channels, stride)
     elif kind == "rn":
         vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64, "patch_size": None}
         stem = None
@@ -51,7 +59,7 @@ def tiny_architecture(kind: str) -> dict[str, Any]:
     side = vision["image_size"]
     return {
         "model_cfg": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text},
-        "stem_widths": stem,
+        "stem": stem,
         "preprocess_cfg": {
             "size": [side, side],
             "mean": [0.5, 0.5, 0.5],
@@ -72,7 +80,7 @@ def train_tiny_clip(
     learning_rate: float = 2e-3,
     checkpoint: Path | None = None,
     log: Path | None = None,
-) -> tuple[torch.nn.Module, dict[str, Any]]:
+) -> tuple[Tower, dict[str, Any]]:
     """Train a tiny CLIP from scratch on the picture world and the training digits.
 
     Everything that a step sees is a function of (seed, step), so that a run resumed from its checkpoint
@@ -83,7 +91,8 @@ def train_tiny_clip(
     ----------
     kind : {"vit", "rn"}
     n_steps : int
-        Steps of 128 pictures. The first quarter shows single objects with the simplest captions.
+        Steps of 128 pictures. The first quarter shows single objects with the simplest captions, and the ViT's
+        first sixteenth plain shapes whose captions name no colour.
     checkpoint : Path, optional
         Written every 200 steps; an existing one is continued.
     log : Path, optional
@@ -98,7 +107,7 @@ def train_tiny_clip(
     config = tiny_architecture(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build_tiny(config)
+        module: Tower = build_tiny(config)
     module.logit_scale.data.fill_(math.log(10.0))
     tokenizer = TinyTokenizer(config["vocabulary"], CONTEXT_LENGTH)
     optimizer = torch.optim.AdamW(_parameter_groups(module), lr=learning_rate, betas=(0.9, 0.98))
@@ -115,14 +124,14 @@ def train_tiny_clip(
     module.train()
     began = time.process_time()
     totals: dict[str, float] = {}
-    for step, batch in _batches(seed, first, n_steps, config["preprocess_cfg"]["size"][0]):
+    for step, batch in _batches(kind, seed, first, n_steps, config["preprocess_cfg"]["size"][0]):
         rate = learning_rate * _schedule(step, n_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         pixels = (batch["images"].permute(0, 3, 1, 2).float() / 255 - mean) / std
         losses = _losses(module, pixels, tokenizer(batch["captions"]), batch, pair_ids, pair_code)
         optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         module.logit_scale.data.clamp_(max=math.log(100.0))
@@ -150,7 +159,7 @@ def train_tiny_clip(
     return module, config
 
 
-def evaluate_tiny_clip(module: torch.nn.Module, config: dict[str, Any]) -> dict[str, float]:
+def evaluate_tiny_clip(module: Tower, config: dict[str, Any]) -> dict[str, float]:
     """Accuracy in % on pictures that training never saw.
 
     Returns
@@ -195,9 +204,7 @@ def evaluate_tiny_clip(module: torch.nn.Module, config: dict[str, Any]) -> dict[
     figures = {"zero_shot_all": accuracy(right), "zero_shot_seen_pairs": accuracy(right[~held])}
     only = world(2000, held_out="only")
     truth_only = np.array([code[name] for name in only.target])
-    figures["zero_shot_held_out_pairs"] = accuracy(
-        (encode(only.images) @ prompts.T).argmax(1).numpy() == truth_only
-    )
+    figures["zero_shot_held_out_pairs"] = accuracy((encode(only.images) @ prompts.T).argmax(1).numpy() == truth_only)
     for i, size in enumerate(SIZES):
         figures[f"zero_shot_{size}"] = accuracy(right[single.scenes.size[:, 0] == i])
 
@@ -212,11 +219,12 @@ def evaluate_tiny_clip(module: torch.nn.Module, config: dict[str, Any]) -> dict[
     figures["image_to_text_r1"] = accuracy(same[rows, similarity.argmax(1).numpy()])
     figures["text_to_image_r1"] = accuracy(same[rows, similarity.argmax(0).numpy()])
 
-    if config["stem_widths"]:
+    if config["stem"]:
         scenes = world(1000, min_objects=2, max_objects=3, held_out="include")
         coverage = _coverage(scenes.id_map, 3, side // 8)
         with torch.no_grad():
-            grids = torch.cat([_embed(module, pixels(scenes.images[lo : lo + 128]))[1] for lo in range(0, 1000, 128)])
+            parts: list[Any] = [_embed(module, pixels(scenes.images[lo : lo + 128]))[1] for lo in range(0, 1000, 128)]
+            grids = torch.cat(parts)
         patches = (F.normalize(grids, dim=2) @ prompts.T).argmax(2).numpy()
         regions = F.normalize(torch.einsum("nkp,npd->nkd", torch.from_numpy(coverage), grids), dim=2)
         found = (regions @ prompts.T).argmax(2).numpy()
@@ -230,7 +238,7 @@ def evaluate_tiny_clip(module: torch.nn.Module, config: dict[str, Any]) -> dict[
     return figures
 
 
-def rounded_to_half(module: torch.nn.Module) -> torch.nn.Module:
+def rounded_to_half(module: Tower) -> Tower:
     """The module itself, its weights replaced by what float16 keeps of them."""
     with torch.no_grad():
         for value in module.state_dict().values():
@@ -251,12 +259,13 @@ def write_model_card(folder: Path, name: str, log: Path) -> None:
     kind = "vit" if dense else "rn"
     blocks = (
         f"VisionTransformer, {vision['layers']} blocks of width {vision['width']}, patch {vision['patch_size']}, "
-        "after a stem of three strided convolutions"
+        "after a stem of four convolutions"
         if dense
         else f"ModifiedResNet, {len(vision['layers'])} stages, width {vision['width']}"
     )
+    shapes_first = "plain shapes named without colour for the first sixteenth, " if dense else ""
     region = (
-        "; from then on the mean of the value-path patch features over one object is also classified among the "
+        "; the mean of the value-path patch features over one object is also classified among the "
         "captions of the 56 pairs"
         if dense
         else ""
@@ -264,16 +273,16 @@ def write_model_card(folder: Path, name: str, log: Path) -> None:
     lines = [
         f"# {name}",
         "",
-        f"A small CLIP that sees the picture world (`skclip.datasets.make_picture_world`) and scanned digits "
-        f"(`load_digit_pictures`), for tests, examples and teaching. It knows nothing else: do not use it on "
-        f"photographs.",
+        "A small CLIP that sees the picture world (`skclip.datasets.make_picture_world`) and scanned digits "
+        "(`load_digit_pictures`), for tests, examples and teaching. It knows nothing else: do not use it on "
+        "photographs.",
         "",
         f"- **Model**: an `open_clip.CLIP`; {blocks}, pictures of {vision['image_size']} pixels; causal text tower, "
         f"{text['layers']} blocks of width {text['width']}, context {text['context_length']}, "
         f"{len(config['vocabulary'])} words; embedding {config['model_cfg']['embed_dim']}; "
         f"{training['n_parameters']:,} parameters, stored as float16. BSD-3-Clause.",
-        f"- **Data**: drawn while training, nothing repeated: one object with the simplest captions for the first "
-        f"quarter, then one to three objects with all kinds of captions; {N_DIGITS} of {BATCH_SIZE} pictures are "
+        f"- **Data**: drawn while training, nothing repeated: {shapes_first}one object with the simplest captions "
+        f"for the first quarter, then one to three objects with all kinds of captions; {N_DIGITS} of {BATCH_SIZE} pictures are "
         f"training digits, moved and turned a little. Never shown: {len(HELD_OUT_PAIRS)} (colour, shape) pairs "
         f"({', '.join(f'{c} {s}' for c, s in HELD_OUT_PAIRS)}), unseen shapes and colours, styles other than "
         f'"photo", the test digits.',
@@ -287,7 +296,7 @@ def write_model_card(folder: Path, name: str, log: Path) -> None:
         "",
         "## Evaluation",
         "",
-        "Pictures that training never saw, float16 weights, one prompt per class (\"a photo of a red circle\"), "
+        'Pictures that training never saw, float16 weights, one prompt per class ("a photo of a red circle"), '
         "64 classes, all sizes, textures and backgrounds.",
         "",
         "| measure | % |",
@@ -300,7 +309,7 @@ def write_model_card(folder: Path, name: str, log: Path) -> None:
         "|---|---|---|---|---|",
         *[
             f"| {r['step']} | {r['seconds']} | {r['logit_scale']} | {r['caption']:.3f} | "
-            f"{'%.3f' % r['region'] if 'region' in r else ''} |"
+            f"{'{:.3f}'.format(r['region']) if 'region' in r else ''} |"
             for r in picked
         ],
         "",
@@ -321,12 +330,14 @@ _MEASURES = {
 }
 
 
-def save_tiny(folder: Path, name: str, module: torch.nn.Module, config: dict[str, Any]) -> None:
+def save_tiny(folder: Path, name: str, module: Tower, config: dict[str, Any]) -> None:
     """Write NAME.safetensors (float16) and NAME.json; the evaluation of the stored weights goes into the latter."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
+    weights = folder / f"{name}.safetensors"
+    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, weights)
+    weights.chmod(0o644)
     (folder / f"{name}.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -334,7 +345,7 @@ def save_tiny(folder: Path, name: str, module: torch.nn.Module, config: dict[str
 
 
 def _losses(
-    module: torch.nn.Module,
+    module: Tower,
     pixels: torch.Tensor,
     ids: torch.Tensor,
     batch: dict[str, Any],
@@ -347,7 +358,7 @@ def _losses(
     unique, inverse = torch.unique(ids, dim=0, return_inverse=True)
     text = F.normalize(_encode_by_length(module, unique), dim=1)[inverse]
     losses = {"caption": _contrastive(scale * image @ text.T, inverse, batch["truth"])}
-    if grid is not None and batch["regions"] is not None:
+    if grid is not None:
         rows, coverage, color, shape = batch["regions"]
         region = F.normalize(torch.einsum("np,npd->nd", coverage, grid[rows]), dim=1)
         prompts = F.normalize(_encode_text(module, pair_ids), dim=1)
@@ -375,7 +386,7 @@ def _contrastive(logits: torch.Tensor, caption: torch.Tensor, truth: torch.Tenso
     return 0.5 * (to_text + to_image)
 
 
-def _embed(module: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _embed(module: Tower, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Picture embedding and, for the ViT, the (n, patches, d) value-path grid of its last block."""
     visual = module.visual
     if not hasattr(visual, "_embeds"):
@@ -394,7 +405,7 @@ def _embed(module: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor,
     return pooled @ visual.proj, visual.ln_post(patches) @ visual.proj
 
 
-def _encode_text(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def _encode_text(module: Tower, ids: torch.Tensor) -> torch.Tensor:
     """The text tower cut at the longest end token: exact, because it is causal."""
     end = ids.argmax(1)
     length = int(end.max()) + 1
@@ -403,7 +414,7 @@ def _encode_text(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return module.ln_final(x)[torch.arange(len(ids)), end] @ module.text_projection
 
 
-def _encode_by_length(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def _encode_by_length(module: Tower, ids: torch.Tensor) -> torch.Tensor:
     """`_encode_text` in two groups, so that short captions are not padded to the longest."""
     long = ids.argmax(1) > 13
     if not long.any() or long.all():
@@ -413,7 +424,7 @@ def _encode_by_length(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tenso
     return parts[torch.argsort(order)]
 
 
-def _parameter_groups(module: torch.nn.Module) -> list[dict[str, Any]]:
+def _parameter_groups(module: Tower) -> list[dict[str, Any]]:
     matrices = [p for p in module.parameters() if p.ndim >= 2]
     others = [p for p in module.parameters() if p.ndim < 2]
     return [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -430,14 +441,19 @@ def _training_pairs() -> list[tuple[str, str]]:
     return [(c, s) for c in COLORS for s in SHAPES if (c, s) not in HELD_OUT_PAIRS]
 
 
-def _batches(seed: int, first: int, n_steps: int, side: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _batches(kind: str, seed: int, first: int, n_steps: int, side: int) -> Iterator[tuple[int, dict[str, Any]]]:
     digits = load_digit_pictures(image_size=side, subset="train")
-    first_chunk = first // _CHUNK
-    for chunk in range(first_chunk, -(-n_steps // _CHUNK)):
-        early = chunk * _CHUNK < 0.25 * n_steps
+    for chunk in range(first // _CHUNK, -(-n_steps // _CHUNK)):
+        done = chunk * _CHUNK / n_steps
+        mix: dict[str, float] = _FULL_MIX
+        counts: tuple[int, ...] = (1, 3)
+        choices: dict[str, Any] = {}
+        if done < _SIMPLE_UNTIL:
+            mix, counts = _SIMPLE_MIX, (1,)
+        if done < _SHAPES_UNTIL[kind]:
+            mix, choices = _SHAPE_MIX, _EASY
         rng = np.random.Generator(np.random.Philox(key=[seed, 2**40 + chunk]))
-        counts = (1,) if early else (1, 3)
-        parts = [_world_chunk(seed, chunk, early, most, BATCH_SIZE // len(counts), rng, side) for most in counts]
+        parts = [_world_chunk(seed, chunk, mix, most, BATCH_SIZE // len(counts), rng, side, choices) for most in counts]
         n_world = (BATCH_SIZE - N_DIGITS) // len(parts)
         for i in range(_CHUNK):
             step = chunk * _CHUNK + i
@@ -448,7 +464,14 @@ def _batches(seed: int, first: int, n_steps: int, side: int) -> Iterator[tuple[i
 
 
 def _world_chunk(
-    seed: int, chunk: int, early: bool, max_objects: int, per_batch: int, rng: np.random.Generator, side: int
+    seed: int,
+    chunk: int,
+    mix: dict[str, float],
+    max_objects: int,
+    per_batch: int,
+    rng: np.random.Generator,
+    side: int,
+    choices: dict[str, Any],
 ) -> dict[str, Any]:
     n = _CHUNK * per_batch
     world = make_picture_world(
@@ -458,17 +481,17 @@ def _world_chunk(
         max_objects=max_objects,
         start=chunk * _CHUNK * BATCH_SIZE,
         random_state=1000 * (seed + 1) + max_objects,
+        **choices,
     )
-    mix = _FIRST_MIX if early else _FULL_MIX
     kinds = rng.choice(list(mix), size=n, p=np.array(list(mix.values())) / sum(mix.values()))
     slot = (rng.random(n) * world.scenes.n_objects).astype(np.intp)
-    captions = write_captions(world.scenes, kinds, slot=slot, paraphrase=True)
+    captions = write_captions(world.scenes, kinds.tolist(), slot=slot, paraphrase=True)
     rows = np.arange(n)
     shown = np.arange(3) < world.scenes.n_objects[:, None]
     pad = ((0, 0), (0, 3 - max_objects))
     color = np.where(shown, np.pad(world.scenes.color, pad), -1)
     shape = np.where(shown, np.pad(world.scenes.shape, pad), -1)
-    simple = np.isin(kinds, _SIMPLE)
+    simple = np.isin(kinds, _KNOWN_TRUTH)
     claims_color = simple & (kinds != "shape")
     described = kinds == "description"
     claims_color[described] = [" object ," in c or " colored " in c for c in np.array(captions)[described]]
@@ -503,15 +526,13 @@ def _assemble(
     there = (world["color"] >= 0)[:, :, None]
     truth[:n, :n] = (fits_color & fits_shape & there).any(1) & world["simple"]
     truth[n:, n:] = number[:, None] == number
-    regions = None
-    if len(parts) > 1:
-        rows = np.flatnonzero(world["coverage"].sum(1) > 0)
-        regions = (
-            torch.from_numpy(rows),
-            torch.from_numpy(world["coverage"][rows]),
-            world["region_color"][rows],
-            world["region_shape"][rows],
-        )
+    rows = np.flatnonzero(world["coverage"].sum(1) > 0)
+    regions = (
+        torch.from_numpy(rows),
+        torch.from_numpy(world["coverage"][rows]),
+        world["region_color"][rows],
+        world["region_shape"][rows],
+    )
     images = torch.cat([torch.from_numpy(world["images"]), _shaken(digits.images[picked], generator)])
     return {"images": images, "captions": captions, "truth": torch.from_numpy(truth), "regions": regions}
 
@@ -537,7 +558,9 @@ def _coverage(id_map: NDArray, n_slots: int, grid: int) -> NDArray:
     n, side = id_map.shape[:2]
     patch = side // grid
     tiles = id_map.reshape(n, grid, patch, grid, patch)
-    return np.stack([(tiles == k + 1).mean((2, 4)) for k in range(n_slots)], 1).reshape(n, n_slots, -1).astype(np.float32)
+    return (
+        np.stack([(tiles == k + 1).mean((2, 4)) for k in range(n_slots)], 1).reshape(n, n_slots, -1).astype(np.float32)
+    )
 
 
 def _append(log: Path | None, record: dict[str, Any]) -> None:
@@ -549,11 +572,8 @@ def _append(log: Path | None, record: dict[str, Any]) -> None:
         stream.write(line + "\n")
 
 
-def _save_checkpoint(
-    path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float
-) -> None:
+def _save_checkpoint(path: Path, module: Tower, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
     partial = path.with_suffix(".partial")
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
     torch.save(state, partial)
     partial.replace(path)
-

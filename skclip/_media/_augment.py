@@ -71,9 +71,7 @@ def _draws(seed: int, key: bytes, view: int) -> Iterator[float]:
     return iter(((bits >> np.uint64(11)) * 2.0**-53).tolist())
 
 
-def _crop_box(
-    width: int, height: int, draws: Iterator[float], scale: tuple[float, float]
-) -> tuple[int, int, int, int]:
+def _crop_box(width: int, height: int, draws: Iterator[float], scale: tuple[float, float]) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the region; at most four draws per attempt."""
     low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
     for _ in range(_ATTEMPTS):

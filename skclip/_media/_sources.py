@@ -83,18 +83,14 @@ def _as_sequence(X: Any) -> Any:
     table = _table_kind(X)
     if table == "DataFrame":
         if X.shape[1] != 1:
-            raise ValueError(
-                f"X is a DataFrame of {X.shape[1]} columns; select the one that holds the pictures."
-            )
+            raise ValueError(f"X is a DataFrame of {X.shape[1]} columns; select the one that holds the pictures.")
         X = X.iloc[:, 0] if hasattr(X, "iloc") else X.to_series(0)
     if table:
         return X.to_list()
     if isinstance(X, Sequence):
         return X
     hint = " Collect it first: list(X)." if hasattr(X, "__iter__") else ""
-    raise TypeError(
-        f"X is {_a(X)}; expected a list, array, Series or one-column DataFrame of pictures.{hint}"
-    )
+    raise TypeError(f"X is {_a(X)}; expected a list, array, Series or one-column DataFrame of pictures.{hint}")
 
 
 def _from_array(X: NDArray) -> Any:
@@ -140,9 +136,7 @@ def _check_pixels(pixels: NDArray, name: str) -> None:
     hint = ""
     if len(shape) == 3 and shape[0] in CHANNELS:
         hint = " Channels come last: numpy.moveaxis(picture, 0, -1)."
-    raise ValueError(
-        f"{name} has picture shape {shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).{hint}"
-    )
+    raise ValueError(f"{name} has picture shape {shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).{hint}")
 
 
 def _table_kind(X: Any) -> str:

@@ -65,10 +65,7 @@ class PictureTransform:
     def key(self) -> str:
         """Text that differs whenever the pixels could."""
         height, width = self.size
-        return (
-            f"rules={_RULES} size={height}x{width} {self.interpolation} {self.resize_mode} "
-            f"fill={self.fill_color}"
-        )
+        return f"rules={_RULES} size={height}x{width} {self.interpolation} {self.resize_mode} fill={self.fill_color}"
 
     def _ratios(self, picture: Image.Image) -> tuple[float, float]:
         return picture.height / self.size[0], picture.width / self.size[1]

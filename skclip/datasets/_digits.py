@@ -14,9 +14,7 @@ from skclip.datasets._language import NUMBERS
 _INK, _PAPER = 25.0, 240.0
 
 
-def load_digit_pictures(
-    *, image_size: int = 48, subset: Literal["train", "test", "all"] = "all"
-) -> Bunch:
+def load_digit_pictures(*, image_size: int = 48, subset: Literal["train", "test", "all"] = "all") -> Bunch:
     """Load scikit-learn's handwritten digits as RGB pictures, dark ink on light paper.
 
     Parameters

@@ -122,9 +122,7 @@ def write_captions(
         rows = blocks == block
         rng = block_generator(scenes.seed, int(block), 2, version)
         draws[rows] = rng.random((BLOCK, _N_DRAWS))[scenes.index[rows] - block * BLOCK]
-    return [
-        CAPTION_KINDS[kind](scenes, i, int(slot[i]), _Words(draws[i], paraphrase)) for i, kind in enumerate(kinds)
-    ]
+    return [CAPTION_KINDS[kind](scenes, i, int(slot[i]), _Words(draws[i], paraphrase)) for i, kind in enumerate(kinds)]
 
 
 def digit_caption(digit: int, choice: int = 0) -> str:
@@ -268,13 +266,42 @@ CAPTION_KINDS: dict[str, Callable[[Scenes, int, int, _Words], str]] = {
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that captions can contain, sorted."""
-    words: set[str] = {"object", "objects", "shape", "something", "colored", "shown", "and", "no", "the", "on", "in", "at"}
-    words |= {"background", "left", "right", "of", "above", "below", "top", "bottom", "center", "a", "an", "crosses", "pluses"}
+    words: set[str] = {
+        "object",
+        "objects",
+        "shape",
+        "something",
+        "colored",
+        "shown",
+        "and",
+        "no",
+        "the",
+        "on",
+        "in",
+        "at",
+    }
+    words |= {
+        "background",
+        "left",
+        "right",
+        "of",
+        "above",
+        "below",
+        "top",
+        "bottom",
+        "center",
+        "a",
+        "an",
+        "crosses",
+        "pluses",
+    }
     for group in (ALL_SHAPES, COLORS, ALL_COLORS, SIZES, TEXTURES, BACKGROUNDS, STYLES, NUMBERS):
         words |= set(group)
     words |= set(SYNONYMS.values())
     words |= {word + "s" for word in ALL_SHAPES + tuple(SYNONYMS[s] for s in SHAPES if s in SYNONYMS)}
-    sentences = [s for phrases in SHAPE_DESCRIPTIONS.values() for s in phrases] + list(_OPENINGS) + list(_DIGIT_CAPTIONS)
+    sentences = (
+        [s for phrases in SHAPE_DESCRIPTIONS.values() for s in phrases] + list(_OPENINGS) + list(_DIGIT_CAPTIONS)
+    )
     sentences += [s for openings in _STYLE_OPENINGS.values() for s in openings]
     for sentence in sentences:
         words |= set(sentence.replace("{}", " ").split())

@@ -201,6 +201,6 @@ def _choose(name: str, value: str | Sequence[str], everything: tuple[str, ...], 
 
 
 def _check_number(name: str, value: object, low: int, high: int | None) -> None:
-    if not isinstance(value, Integral) or value < low or (high is not None and value > high):
+    if not isinstance(value, Integral) or int(value) < low or (high is not None and int(value) > high):
         bounds = f">= {low}" if high is None else f"in [{low}, {high}]"
         raise ValueError(f"{name} must be an integer {bounds}, got {value!r}.")

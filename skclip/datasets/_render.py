@@ -119,28 +119,32 @@ def _shade(texture: int, x: NDArray, y: NDArray) -> NDArray | float:
     return 0.72 + 0.28 * np.clip(wave * 2.0, -1.0, 1.0)
 
 
+def _rgb(*channels: float) -> NDArray:
+    return np.array(channels, dtype=np.float32)
+
+
 def _background(kind: int, side: int, phase: NDArray) -> NDArray:
     """(m, side, side, 3) low-saturation backgrounds; `phase` (m, 2) in [0, 1) shifts patterns."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     ones = np.ones((len(phase), side, side, 1), dtype=np.float32)
     name = BACKGROUNDS[kind]
     if name == "gray":
-        return ones * np.float32([128, 128, 128])
+        return ones * _rgb(128, 128, 128)
     if name == "black":
-        return ones * np.float32([18, 18, 20])
+        return ones * _rgb(18, 18, 20)
     if name == "white":
-        return ones * np.float32([236, 236, 234])
+        return ones * _rgb(236, 236, 234)
     py, px = phase[:, 0, None, None], phase[:, 1, None, None]
     if name == "sky":
         fade = np.broadcast_to(y, (len(phase), side, side))[..., None]
         clouds = np.sin(9 * x + 6.28 * px) * np.sin(14 * y + 6.28 * py)
-        return np.float32([150, 178, 205]) * (1 - fade) + np.float32([205, 214, 222]) * fade + 9 * clouds[..., None]
+        return _rgb(150, 178, 205) * (1 - fade) + _rgb(205, 214, 222) * fade + 9 * clouds[..., None]
     if name == "grass":
         blades = np.sin(80 * x + 9 * np.sin(19 * y + 6.28 * py) + 6.28 * px)
-        return np.float32([98, 118, 84]) + 13 * blades[..., None]
+        return _rgb(98, 118, 84) + 13 * blades[..., None]
     rows = y * 8 + py
     bricks = (rows % 1 < 0.16) | ((x * 4 + px + 0.5 * (np.floor(rows) % 2)) % 1 < 0.08)
-    return np.where(bricks[..., None], np.float32([168, 160, 152]), np.float32([138, 104, 92]))
+    return np.where(bricks[..., None], _rgb(168, 160, 152), _rgb(138, 104, 92))
 
 
 # -- pictures ---------------------------------------------------------------------------------------------
@@ -208,7 +212,8 @@ def _pixel_randomness(scenes: Scenes, side: int) -> tuple[NDArray, NDArray, NDAr
         rows = scenes.index[blocks == block] - block * BLOCK
         parts.append(tuple(part[rows] for part in drawn))
     order = np.argsort(np.concatenate([np.flatnonzero(blocks == b) for b in np.unique(blocks)]))
-    return tuple(np.concatenate(column)[order] for column in zip(*parts))
+    phase, objects, background, grain = (np.concatenate(column)[order] for column in zip(*parts))
+    return phase, objects, background, grain
 
 
 def _draw_objects(

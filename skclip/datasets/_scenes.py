@@ -163,9 +163,7 @@ def _draw_block(
     }
 
 
-def _place(
-    rng: np.random.Generator, radius: NDArray, wanted: NDArray
-) -> tuple[NDArray, NDArray, NDArray]:
+def _place(rng: np.random.Generator, radius: NDArray, wanted: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     """Centres without overlap: the first of a few proposals that keeps its distance.
 
     An object that finds no room ends its scene, so `placed` may be smaller than `wanted`.

@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 
 from skclip._backbones import DEFAULT_MODEL, get_card
 from skclip._media import check_images
-from skclip.features._extraction import Execution, encode_pictures
+from skclip.features._extraction import Execution, encode_pictures, plan_execution
 from skclip.utils import SkclipBase
 from skclip.utils._arrays import unit_rows
 from skclip.utils._params import Interval, StrOptions, check_parameters
@@ -145,7 +145,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         -------
         self : CLIPFeatures
         """
-        self._check()
+        self._fit()
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -182,7 +182,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         -------
         features : ndarray of shape (n, d), or (n, n_views, d) for ``n_views > 1``, float32
         """
-        self._check()
+        self._fit()
         if self.n_views == 1:
             return self._encode(X, n_views=1, seed=0)[:, 0]
         seed = int(check_random_state(self.random_state).randint(2**31))
@@ -199,7 +199,8 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         -------
         names : ndarray of shape (d,), str objects
         """
-        return np.asarray([f"clipfeatures{i}" for i in range(get_card(self.model).dim)], dtype=object)
+        width = self._n_features_out if hasattr(self, "_n_features_out") else get_card(self.model).dim
+        return np.asarray([f"clipfeatures{i}" for i in range(width)], dtype=object)
 
     def load_backbone(self) -> Any:
         """The model underneath, loaded into this process's cache if it is not there.
@@ -215,7 +216,13 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         check_parameters(self)
         if self.augmentation is None and self.n_views > 1:
             raise ValueError(f"n_views={self.n_views} needs augmentation='crop_flip'; augmentation is None.")
-        get_card(self.model)
+
+    def _fit(self) -> None:
+        self._check()
+        if hasattr(self, "_n_features_out"):
+            del self._n_features_out  # what follows is a new fit: a missing device is an error again
+        self._execution()
+        self._n_features_out: int = get_card(self.model).dim
 
     def _encode(self, X: Any, *, n_views: int, seed: int) -> NDArray[np.float32]:
         pictures = check_images(X)
@@ -225,12 +232,10 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         return rows
 
     def _execution(self) -> Execution:
-        return Execution(
-            self.model, self.device, self.precision, self.batch_size, self.store, self.n_threads, self.verbose
-        )
+        return plan_execution(self, self.model, n_threads=self.n_threads, verbose=self.verbose)
 
     def __sklearn_is_fitted__(self) -> bool:
-        return True
+        return hasattr(self, "_n_features_out")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -48,6 +48,10 @@ class UnreadablePictureWarning(SkclipWarning):
         self.failures = failures
 
 
+class MissingDeviceWarning(SkclipWarning):
+    """An estimator was fitted for a device that this machine lacks; it runs on the CPU."""
+
+
 class WorkerStoreWarning(SkclipWarning):
     """A worker process keeps features in its own memory, where no other process finds them."""
 
@@ -78,6 +82,28 @@ class Execution:
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
+def plan_execution(estimator: Any, model: str, **more: Any) -> Execution:
+    """The `Execution` that the parameters of a transformer ask for.
+
+    A missing device is an error, unless the transformer was fitted, presumably elsewhere: then it is the CPU.
+    """
+    device, precision = estimator.device, estimator.precision
+    if device != "auto":
+        try:
+            resolve_device(device)
+        except ValueError as error:
+            if not hasattr(estimator, "_n_features_out"):
+                raise
+            if device not in _missing_devices:
+                _missing_devices.add(device)
+                warnings.warn(f"{error} Running on the CPU instead.", MissingDeviceWarning, stacklevel=4)
+            device, precision = "cpu", "auto"
+    return Execution(model, device, precision, estimator.batch_size, estimator.store, **more)
+
+
+_missing_devices: set[str] = set()
+
+
 def encode_pictures(
     pictures: Sequence[Any], views: Sequence[int], execution: Execution, *, seed: int, on_error: str
 ) -> NDArray[np.float32]:
@@ -101,6 +127,7 @@ def encode_pictures(
     rows = np.empty((len(pictures), len(views), execution.card().dim), dtype=np.float32)
     failures: list[tuple[int, str, str]] = []
     fresh: dict[bytes, NDArray] = {}
+    backbone = None
     progress = tqdm(total=len(pictures), unit="picture", disable=not execution.verbose)
     with progress:
         for chunk in job.chunks():
@@ -114,7 +141,8 @@ def encode_pictures(
             fresh = {}
             if missing:
                 batch = np.stack([chunk.pixels[key] for key in missing])
-                encoded = execution.backbone().encode_images(batch, batch_size=execution.batch_size)
+                backbone = backbone or execution.backbone()
+                encoded = backbone.encode_images(batch, batch_size=execution.batch_size)
                 job.store.put(missing, encoded)
                 fresh = dict(zip(missing, encoded))
             for (i, v), key in chunk.unfilled:
@@ -136,7 +164,7 @@ def encode_texts(texts: Sequence[str], execution: Execution) -> NDArray[np.float
         chunk = texts[lo : lo + _TEXT_CHUNK]
         keys = [row_key(namespace, hashlib.blake2b(text.encode(), digest_size=16).digest(), 0) for text in chunk]
         found_rows, found = store.get(keys, rows.shape[1])
-        missing = {keys[i]: chunk[i] for i in np.flatnonzero(~found)}
+        missing = {keys[i]: chunk[i] for i in np.flatnonzero(~found).tolist()}
         if missing:
             encoded = execution.backbone().encode_texts(list(missing.values()), batch_size=execution.batch_size)
             store.put(list(missing), encoded)
@@ -205,7 +233,7 @@ class _PictureJob:
             readers.setdefault(first[0], []).append(key)
         views = {i: [self.views[wanted[key][0][1]] for key in own] for i, own in readers.items()}
         read = pool.map(lambda i: self._read(loaded[i], contents[i], views[i]), readers)
-        for (i, own), pixels in zip(readers.items(), read):
+        for (_i, own), pixels in zip(readers.items(), read):
             if isinstance(pixels, PictureError):
                 equals = {place[0] for key in own for place in wanted[key]}
                 reasons.update(dict.fromkeys(equals, str(pixels)))
@@ -218,16 +246,20 @@ class _PictureJob:
 
     def _identify(self, items: list[Any], pool: Executor) -> tuple[list[Any], list[Any]]:
         """What was read of each item (itself where nothing had to be), and its content key or `PictureError`."""
-        loaded, contents = list(items), [None] * len(items)
         paths = {i: Path(item) for i, item in enumerate(items) if isinstance(item, (str, os.PathLike))}
-        for i, content in zip(paths, self.store.known(list(paths.values()))):
-            contents[i] = content
+        known = dict(zip(paths, self.store.known(list(paths.values()))))
+        contents: list[Any] = [known.get(i) for i in range(len(items))]
+        loaded = list(items)
         unknown = [i for i, content in enumerate(contents) if content is None]
-        stats = {i: _stat(paths[i]) for i in unknown if i in paths}
+        stats = {i: _stat(paths[i]) for i in unknown if i in paths}  # before reading: a change in between shows
         for i, (data, content) in zip(unknown, pool.map(_load_and_key, [items[i] for i in unknown])):
             loaded[i], contents[i] = data, content
         self.store.remember_many(
-            [(paths[i], stats[i], contents[i]) for i in stats if stats[i] and isinstance(contents[i], bytes)]
+            [
+                (paths[i], status, contents[i])
+                for i, status in stats.items()
+                if status is not None and isinstance(contents[i], bytes)
+            ]
         )
         return loaded, contents
 

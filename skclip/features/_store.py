@@ -251,9 +251,7 @@ class FolderStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or error
-            raise StoreError(
-                f"No feature store in the folder {str(self.path.parent)!r}: {reason}."
-            ) from error
+            raise StoreError(f"No feature store in the folder {str(self.path.parent)!r}: {reason}.") from error
         self._pool = _Pool(self.path)
         _LIVE.add(self)
         with self._pool.connection() as connection:
@@ -376,14 +374,10 @@ class _Pool:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        connection = sqlite3.connect(
-            self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         with self._lock:
             self._all.append(connection)
-        connection.text_factory = (
-            bytes  # no text is stored; what a damaged page shows as text need not decode
-        )
+        connection.text_factory = bytes  # no text is stored; what a damaged page shows as text need not decode
         # A power cut may cost the last rows, never the file.
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
@@ -477,9 +471,7 @@ def _explain(error: sqlite3.Error, path: Path) -> str:
             "everything in it is computed again when needed."
         )
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return (
-            f"The feature store {str(path)!r} cannot be written ({error}); choose a folder you may write to."
-        )
+        return f"The feature store {str(path)!r} cannot be written ({error}); choose a folder you may write to."
     if code == sqlite3.SQLITE_FULL:
         return f"No disk space is left for the feature store {str(path)!r}; nothing was half written."
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

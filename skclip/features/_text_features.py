@@ -11,7 +11,7 @@ from sklearn.base import TransformerMixin
 
 from skclip._backbones import DEFAULT_MODEL, get_card
 from skclip.features._clip_features import EXECUTION_CONSTRAINTS
-from skclip.features._extraction import Execution, encode_texts
+from skclip.features._extraction import Execution, encode_texts, plan_execution
 from skclip.utils import SkclipBase
 from skclip.utils._arrays import unit_rows
 from skclip.utils._params import check_parameters
@@ -86,7 +86,10 @@ class CLIPTextFeatures(TransformerMixin, SkclipBase):
         self : CLIPTextFeatures
         """
         check_parameters(self)
-        get_card(self._model())
+        if hasattr(self, "_n_features_out"):
+            del self._n_features_out
+        self._execution()
+        self._n_features_out: int = get_card(self._model()).dim
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -124,7 +127,8 @@ class CLIPTextFeatures(TransformerMixin, SkclipBase):
         -------
         names : ndarray of shape (d,), str objects
         """
-        return np.asarray([f"cliptextfeatures{i}" for i in range(get_card(self._model()).dim)], dtype=object)
+        width = self._n_features_out if hasattr(self, "_n_features_out") else get_card(self._model()).dim
+        return np.asarray([f"cliptextfeatures{i}" for i in range(width)], dtype=object)
 
     def load_backbone(self) -> Any:
         """The model underneath, as `CLIPFeatures.load_backbone` gives it.
@@ -139,10 +143,10 @@ class CLIPTextFeatures(TransformerMixin, SkclipBase):
         return DEFAULT_MODEL if self.model is None else self.model
 
     def _execution(self) -> Execution:
-        return Execution(self._model(), self.device, self.precision, self.batch_size, self.store)
+        return plan_execution(self, self._model())
 
     def __sklearn_is_fitted__(self) -> bool:
-        return True
+        return hasattr(self, "_n_features_out")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -158,12 +162,11 @@ def check_texts(X: Any) -> list[str]:
     """Check a collection of texts and return it as a list."""
     if isinstance(X, (str, bytes)):
         raise TypeError(f"X is a single text ({X[:40]!r}); pass a list of texts: [X].")
-    if getattr(X, "ndim", 1) == 2:  # an array or data frame of one column
-        if X.shape[1] != 1:
-            raise ValueError(f"X has {X.shape[1]} columns; select the one that holds the texts.")
+    shape: tuple[int, ...] = getattr(X, "shape", ())
+    if len(shape) == 2:  # an array or data frame
+        if shape[1] != 1:
+            raise ValueError(f"X has {shape[1]} columns; select the one that holds the texts.")
         X = np.asarray(X).ravel()
-    elif hasattr(X, "columns") and hasattr(X, "to_series"):
-        raise ValueError(f"X has {len(X.columns)} columns; select the one that holds the texts.")
     if not hasattr(X, "__len__"):
         raise TypeError(f"X is a {type(X).__name__}; expected a list, array or Series of texts.")
     texts = list(X)

@@ -70,9 +70,7 @@ def get_templates(templates: Templates) -> tuple[str, ...]:
         raise ValueError("templates is an empty list; 'none' encodes the class name alone.")
     for position, template in enumerate(templates):
         if not isinstance(template, str):
-            raise TypeError(
-                f"templates[{position}] is {template!r} of type {type(template).__name__}, not a str."
-            )
+            raise TypeError(f"templates[{position}] is {template!r} of type {type(template).__name__}, not a str.")
         if SLOT not in template:
             raise ValueError(
                 f"templates[{position}] is {template!r}, which has no '{{}}' for the class name, so every "
@@ -82,9 +80,7 @@ def get_templates(templates: Templates) -> tuple[str, ...]:
     return tuple(templates)
 
 
-def fill_templates(
-    class_names: ClassNames, templates: Templates | Descriptions = "openai"
-) -> list[list[str]]:
+def fill_templates(class_names: ClassNames, templates: Templates | Descriptions = "openai") -> list[list[str]]:
     """The sentences of each class.
 
     Parameters

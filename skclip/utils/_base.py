@@ -16,6 +16,4 @@ class SkclipBase(BaseEstimator):
     """`BaseEstimator` whose HTML display links to skclip's own pages."""
 
     _doc_link_module = "skclip"
-    _doc_link_template = (
-        "https://skclip.readthedocs.io/en/latest/generated/{estimator_module}.{estimator_name}.html"
-    )
+    _doc_link_template = "https://skclip.readthedocs.io/en/latest/generated/{estimator_module}.{estimator_name}.html"

@@ -78,9 +78,7 @@ def _kind(label: Any) -> str | None:
     return "number" if isinstance(label, Real) else None
 
 
-def rows_of_labels(
-    classes: ArrayLike, labels: ArrayLike, *, what: str = "y", source: str = "classes"
-) -> NDArray:
+def rows_of_labels(classes: ArrayLike, labels: ArrayLike, *, what: str = "y", source: str = "classes") -> NDArray:
     """Position in `classes` of each of `labels`.
 
     Parameters
@@ -105,9 +103,7 @@ def rows_of_labels(
     wanted = np.asarray(labels).tolist()
     unknown = [label for label in wanted if label not in rows]
     if unknown:
-        raise ValueError(
-            f"{what} holds {_listed(unknown)}, unknown to {source}. Known labels: {_listed(list(rows))}."
-        )
+        raise ValueError(f"{what} holds {_listed(unknown)}, unknown to {source}. Known labels: {_listed(list(rows))}.")
     return np.array([rows[label] for label in wanted], dtype=np.intp)
 
 
@@ -167,9 +163,7 @@ def check_name_list(class_names: Any) -> list[str]:
     return names
 
 
-def _names_from_mapping(
-    class_names: Mapping[Any, str], labels: ArrayLike | None
-) -> tuple[NDArray, list[str]]:
+def _names_from_mapping(class_names: Mapping[Any, str], labels: ArrayLike | None) -> tuple[NDArray, list[str]]:
     if not class_names:
         raise ValueError("class_names is empty; at least one class is needed.")
     keys = check_labels(list(class_names), name="the keys of class_names")
@@ -211,8 +205,6 @@ def _ambiguous(names: list[str], present: NDArray) -> str:
 def _listed(values: Iterable[Any], most: int = 5) -> str:
     """At most `most` values as they would be typed, then how many are left."""
     values = list(values)
-    text = ", ".join(
-        repr(int(v) if isinstance(v, Integral) and not isinstance(v, bool) else v) for v in values[:most]
-    )
+    text = ", ".join(repr(int(v) if isinstance(v, Integral) and not isinstance(v, bool) else v) for v in values[:most])
     left = len(values) - most
     return text + (f" and {left} more" if left > 0 else "")

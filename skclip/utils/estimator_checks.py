@@ -229,9 +229,7 @@ def check_bad_item(estimator: Any) -> None:
     X, y = _data(estimator)
     made = _fit(_fresh(estimator), X, y)
     bad: list[Any] = (
-        ["there-is-no-such-file.png", b"not a picture", None, 3.5]
-        if _takes_pictures(estimator)
-        else [None, 3.5]
+        ["there-is-no-such-file.png", b"not a picture", None, 3.5] if _takes_pictures(estimator) else [None, 3.5]
     )
     for item in bad:
         error = _error(lambda item=item: _answer(made, [*X[:2], item, *X[3:]]))  # type: ignore[misc]
@@ -386,9 +384,7 @@ def check_column_transformer(estimator: Any) -> None:
         column = _write_pictures(X, Path(folder)) if _takes_pictures(estimator) else X
         frame = pandas.DataFrame({"raw": column, "number": np.arange(len(X), dtype=float)})
         made = _fit(_fresh(estimator), column, y)
-        rows = ColumnTransformer([("raw", _fresh(estimator), "raw")], remainder="passthrough").fit_transform(
-            frame
-        )
+        rows = ColumnTransformer([("raw", _fresh(estimator), "raw")], remainder="passthrough").fit_transform(frame)
         expected = _answer(made, column)
     assert rows.shape == (len(X), expected.shape[1] + 1)
     assert_allclose(rows[:, :-1], expected, atol=ATOL)

@@ -160,9 +160,7 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(
-        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, **params: Any
-    ) -> Self:
+    def fit(self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, **params: Any) -> Self:
         """Encode the pictures and fit a clone of `classifier` on their features.
 
         Parameters
@@ -192,9 +190,7 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
         if y is not None:
             y = check_labels(y)
             if len(y) != len(X):
-                raise ValueError(
-                    f"X holds {len(X)} pictures and y {len(y)} labels; every picture needs one label."
-                )
+                raise ValueError(f"X holds {len(X)} pictures and y {len(y)} labels; every picture needs one label.")
         classifier = self._prepared_classifier()
         fit_params = self._routed("fit", sample_weight, params)
         if "sample_weight" in fit_params and not has_fit_parameter(classifier, "sample_weight"):

@@ -318,9 +318,7 @@ class ZeroShotClassifier(ClassifierMixin, SkclipBase):
         return tags
 
     def _has_classes(self) -> bool:
-        return (
-            self.class_names is not None or self.prototypes is not None or isinstance(self.templates, Mapping)
-        )
+        return self.class_names is not None or self.prototypes is not None or isinstance(self.templates, Mapping)
 
     def _model_name(self) -> str:
         return DEFAULT_MODEL if self.model is None else self.model
@@ -368,9 +366,7 @@ class ZeroShotClassifier(ClassifierMixin, SkclipBase):
         classes, order = align_prototypes(len(prototypes), self.classes)
         if labels is not None:
             source = (
-                "the prototypes, which carry 0..K-1 without classes=[labels]"
-                if self.classes is None
-                else "classes"
+                "the prototypes, which carry 0..K-1 without classes=[labels]" if self.classes is None else "classes"
             )
             rows_of_labels(classes, np.unique(labels), source=source)
         zero = np.flatnonzero(~prototypes.any(axis=1))
@@ -421,9 +417,7 @@ class ZeroShotClassifier(ClassifierMixin, SkclipBase):
         width = knowledge.prototypes.shape[1]
         if len(shape) in (2, 3) and shape[-1] not in (0, width):
             source = (
-                "the given prototypes"
-                if self.prototypes is not None
-                else f"the text tower of {self._model_name()!r}"
+                "the given prototypes" if self.prototypes is not None else f"the text tower of {self._model_name()!r}"
             )
             raise ValueError(
                 f"X has {shape[-1]} features, but ZeroShotClassifier is expecting {width} features as input: "
@@ -434,11 +428,7 @@ class ZeroShotClassifier(ClassifierMixin, SkclipBase):
         logits = cosine_logits(rows, knowledge.prototypes, knowledge.logit_scale)
         n_right = int(np.sum(knowledge.classes[np.argmax(logits, axis=1)] == labels))
         if is_chance(n_right, len(labels), len(knowledge.classes)):
-            source = (
-                "the prototypes"
-                if self.prototypes is not None
-                else f"the class text of {self._model_name()!r}"
-            )
+            source = "the prototypes" if self.prototypes is not None else f"the class text of {self._model_name()!r}"
             warnings.warn(
                 f"Zero-shot accuracy on the {len(labels)} training rows is {n_right / len(labels):.3f}, no "
                 f"better than chance (1/{len(knowledge.classes)}). Check that X and {source} come from the "
@@ -478,9 +468,7 @@ def align_prototypes(n_prototypes: int, classes: ArrayLike | None) -> tuple[NDAr
         return np.arange(n_prototypes), np.arange(n_prototypes)
     labels = check_labels(classes, name="classes")
     if len(labels) != n_prototypes:
-        raise ValueError(
-            f"classes holds {len(labels)} labels for {n_prototypes} prototypes; each row needs its own."
-        )
+        raise ValueError(f"classes holds {len(labels)} labels for {n_prototypes} prototypes; each row needs its own.")
     unique, order = np.unique(labels, return_index=True)
     if len(unique) < len(labels):
         twice = unique[np.unique(labels, return_counts=True)[1] > 1]

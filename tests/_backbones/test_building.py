@@ -67,9 +67,7 @@ def test_torch_checkpoint_is_read(own_folder):
     assert (found == expected).all()
 
 
-@pytest.mark.parametrize(
-    "change", [{"width": 96}, {"layers": 3}, {"patch_size": 4}, {"layers": [1, 1, 1, 1]}]
-)
+@pytest.mark.parametrize("change", [{"width": 96}, {"layers": 3}, {"patch_size": 4}, {"layers": [1, 1, 1, 1]}])
 def test_wrong_architecture(own_folder, change):
     path = own_folder / "open_clip_config.json"
     config = json.loads(path.read_text())

@@ -85,9 +85,7 @@ def test_nothing_cached_and_no_hub(cache, ask):
 
 
 def test_hub_card_without_hub(cache):
-    with pytest.raises(
-        BackboneError, match=r"open_clip_config\.json of someone/else is not in the local cache"
-    ):
+    with pytest.raises(BackboneError, match=r"open_clip_config\.json of someone/else is not in the local cache"):
         get_card("hf-hub:someone/else")
     with pytest.raises(ValueError, match="is not the name of a hub repository"):
         get_card("hf-hub:a/b/c")
@@ -160,9 +158,7 @@ def test_failed_download_is_one_clear_error(cache, monkeypatch, error):
     monkeypatch.setattr(hub, "_hub_trouble", lambda: None)
     fake = FakeHub({"a": error})
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
-    with pytest.raises(
-        BackboneError, match=rf"Downloading a of someone/model failed \({type(error).__name__}"
-    ):
+    with pytest.raises(BackboneError, match=rf"Downloading a of someone/model failed \({type(error).__name__}"):
         hub.hub_file("someone/model", ["a", "b"])
     assert fake.asked == ["a"]
 

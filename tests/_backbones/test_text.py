@@ -51,9 +51,7 @@ def test_causal_towers_read_to_the_end_token_only(models, kind):
 def test_work_is_sorted_cut_and_shared(models, monkeypatch):
     backbone = load_backbone(models("vit"), device="cpu")
     shapes = []
-    monkeypatch.setattr(
-        text, "encode_ids", lambda m, ids: shapes.append(tuple(ids.shape)) or encode_ids(m, ids)
-    )
+    monkeypatch.setattr(text, "encode_ids", lambda m, ids: shapes.append(tuple(ids.shape)) or encode_ids(m, ids))
     backbone.encode_texts(["a photo of a dog", "a cat", "a dog", "a cat", "a photo of a cat"], batch_size=2)
     assert shapes == [(2, 7), (2, 4)]
     shapes.clear()
@@ -90,9 +88,7 @@ def test_cut_texts_warn(models, kind):
 
 def test_tokenizer_options_of_the_configuration(models, own_folder):
     path = own_folder / "open_clip_config.json"
-    path.write_text(
-        path.read_text().replace('"heads"', '"tokenizer_kwargs": {"clean": "canonicalize"}, "heads"')
-    )
+    path.write_text(path.read_text().replace('"heads"', '"tokenizer_kwargs": {"clean": "canonicalize"}, "heads"'))
     plain = load_backbone(models("vit"), device="cpu").tokenizer(["A dog!"])
     canonical = load_backbone(f"local-dir:{own_folder}", device="cpu").tokenizer(["A dog!"])
     assert plain.ne(0).sum() == 5

@@ -57,7 +57,7 @@ def test_same_seed_same_pictures_other_seed_other_pictures():
 
 @pytest.mark.parametrize("start", [0, 1, 255, 256, 300])
 def test_picture_does_not_depend_on_n_or_start(start):
-    choices = dict(max_objects=3, styles="all", captions="long", paraphrase=True, random_state=5)
+    choices = {"max_objects": 3, "styles": "all", "captions": "long", "paraphrase": True, "random_state": 5}
     whole = make_picture_world(700, **choices)
     part = make_picture_world(290, start=start, **choices)
     rows = slice(start, start + 290)
@@ -277,17 +277,17 @@ def test_class_descriptions_name_the_colour_and_not_the_shape():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (dict(n_samples=0), "n_samples"),
-        (dict(image_size=8), "image_size"),
-        (dict(max_objects=5), "max_objects"),
-        (dict(min_objects=3, max_objects=2), "max_objects"),
-        (dict(held_out="maybe"), "held_out"),
-        (dict(shapes="round"), "shapes"),
-        (dict(colors=["red", "mauve"]), "mauve"),
-        (dict(captions="poem"), "captions"),
-        (dict(noise=-1), "noise"),
-        (dict(random_state=-3), "random_state"),
-        (dict(colors=["red"], shapes=["circle"], held_out="only"), "pair"),
+        ({"n_samples": 0}, "n_samples"),
+        ({"image_size": 8}, "image_size"),
+        ({"max_objects": 5}, "max_objects"),
+        ({"min_objects": 3, "max_objects": 2}, "max_objects"),
+        ({"held_out": "maybe"}, "held_out"),
+        ({"shapes": "round"}, "shapes"),
+        ({"colors": ["red", "mauve"]}, "mauve"),
+        ({"captions": "poem"}, "captions"),
+        ({"noise": -1}, "noise"),
+        ({"random_state": -3}, "random_state"),
+        ({"colors": ["red"], "shapes": ["circle"], "held_out": "only"}, "pair"),
     ],
 )
 def test_bad_parameters_are_named(choice, message):

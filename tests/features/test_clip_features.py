@@ -270,12 +270,12 @@ def test_wrong_kinds_of_input(X, error, message):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (dict(model="ViT-B-33/openai"), "ViT-B-32"),
-        (dict(n_views=0), "n_views"),
-        (dict(on_error="drop"), "on_error"),
-        (dict(batch_size=0), "batch_size"),
-        (dict(precision="int3"), "precision"),
-        (dict(augmentation="mixup"), "augmentation"),
+        ({"model": "ViT-B-33/openai"}, "ViT-B-32"),
+        ({"n_views": 0}, "n_views"),
+        ({"on_error": "drop"}, "on_error"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"precision": "int3"}, "precision"),
+        ({"augmentation": "mixup"}, "augmentation"),
     ],
 )
 def test_bad_parameters_are_named_at_fit(params, message, pictures):

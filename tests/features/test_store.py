@@ -221,11 +221,7 @@ def test_a_file_written_this_moment_is_not_trusted_yet(store, tmp_path):
         (4, True, True),
     ]:
         time_ns = time.time_ns() - int(age * 1e9)
-        time_ns = (
-            time_ns // 10**9 * 10**9
-            if whole_seconds
-            else time_ns // 10**9 * 10**9 + time_ns % 10**9 // 2 * 2 + 1
-        )
+        time_ns = time_ns // 10**9 * 10**9 if whole_seconds else time_ns // 10**9 * 10**9 + time_ns % 10**9 // 2 * 2 + 1
         os.utime(path, ns=(time_ns, time_ns))
         store.remember(path, path.stat(), b"content")
         assert store.known([path]) == [b"content" if trusted else None], (age, whole_seconds)
@@ -526,9 +522,7 @@ def test_a_forked_child_works_with_connections_of_its_own(store):
     context = multiprocessing.get_context("fork")
     fill(store, range(3))
     queue = context.Queue()
-    processes = [
-        context.Process(target=child, args=(store, range(10 * i, 10 * i + 5), queue)) for i in (1, 2)
-    ]
+    processes = [context.Process(target=child, args=(store, range(10 * i, 10 * i + 5), queue)) for i in (1, 2)]
     for process in processes:
         process.start()
     answers = [queue.get(timeout=60) for _ in processes]

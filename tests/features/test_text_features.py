@@ -25,7 +25,9 @@ def test_rows_are_the_models_own():
 def test_equal_texts_are_encoded_once(monkeypatch, empty_stores):
     seen = []
     original = Backbone.encode_texts
-    monkeypatch.setattr(Backbone, "encode_texts", lambda self, texts, **kw: seen.extend(texts) or original(self, texts, **kw))
+    monkeypatch.setattr(
+        Backbone, "encode_texts", lambda self, texts, **kw: seen.extend(texts) or original(self, texts, **kw)
+    )
     for _ in range(2):
         CLIPTextFeatures(MODEL).transform(TEXTS)
     assert sorted(seen) == sorted(set(TEXTS))

@@ -9,11 +9,7 @@ from skclip.utils._discovery import public_modules
 
 def test_every_public_folder_is_walked():
     names = {module.__name__ for module in public_modules()}
-    folders = {
-        f"skclip.{info.name}"
-        for info in pkgutil.iter_modules(skclip.__path__)
-        if not info.name.startswith("_")
-    }
+    folders = {f"skclip.{info.name}" for info in pkgutil.iter_modules(skclip.__path__) if not info.name.startswith("_")}
     assert folders <= names
     assert not any("._" in name or name.endswith("estimator_checks") for name in names)
 

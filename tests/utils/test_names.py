@@ -45,9 +45,7 @@ def test_dict_with_integer_labels():
     assert names == ["zebra", "ant", "cat"]
 
 
-@pytest.mark.parametrize(
-    "labels", [np.arange(10), [7, 3, 3], np.array([0.0, 9.0]), pd.Series([1, 2], dtype="int8")]
-)
+@pytest.mark.parametrize("labels", [np.arange(10), [7, 3, 3], np.array([0.0, 9.0]), pd.Series([1, 2], dtype="int8")])
 def test_list_belongs_to_labels_from_zero_on(labels):
     classes, names = align_names(NAMES, labels)
     assert classes.tolist() == list(range(10))

@@ -162,9 +162,7 @@ def test_methods_are_those_of_the_classifier(pictures):
     unfitted = CLIPClassifier("m", LinearSVC())
     for clf in (unfitted, clone(unfitted).fit(X, y)):
         assert hasattr(clf, "decision_function")
-        assert not any(
-            hasattr(clf, name) for name in ("predict_proba", "logits", "score_samples", "with_classes")
-        )
+        assert not any(hasattr(clf, name) for name in ("predict_proba", "logits", "score_samples", "with_classes"))
     adapter = CLIPClassifier("m", Adapter(text()))
     for clf in (adapter, clone(adapter).fit(X, y)):
         assert all(hasattr(clf, name) for name in ("logits", "score_samples", "with_classes"))
@@ -272,9 +270,7 @@ def test_model_is_left_alone_where_nothing_waits_for_it():
     own = make_pipeline(FakeFeatures("other"), Adapter(text(model="other")))
     unioned = make_pipeline(FeatureUnion([("clip", FakeFeatures("other"))]), Adapter(text()))
     members = filled(
-        VotingClassifier(
-            [("own", own), ("union", unioned), ("door", CLIPClassifier("o", text())), ("z", text())]
-        )
+        VotingClassifier([("own", own), ("union", unioned), ("door", CLIPClassifier("o", text())), ("z", text())])
     )
     assert members["own__adapter__zero_shot__model"] == "other"
     assert members["union__adapter__zero_shot__model"] is None
@@ -365,13 +361,9 @@ def test_searches_reach_the_classifier_by_name(pictures):
     search = GridSearchCV(clf, grid, cv=2, error_score="raise").fit(X, y)
     assert search.best_score_ == 1.0
     assert get_logits(search, X, shift_invariant=True).shape == (12, 2)
-    swap = GridSearchCV(
-        clf, {"classifier": [GaussianNB(), LogisticRegression()]}, cv=2, error_score="raise"
-    ).fit(X, y)
+    swap = GridSearchCV(clf, {"classifier": [GaussianNB(), LogisticRegression()]}, cv=2, error_score="raise").fit(X, y)
     assert swap.best_score_ == 1.0
-    assert (
-        cross_val_score(CLIPClassifier("m", Adapter(text())), X, y, cv=2, error_score="raise").mean() == 1.0
-    )
+    assert cross_val_score(CLIPClassifier("m", Adapter(text())), X, y, cv=2, error_score="raise").mean() == 1.0
 
 
 def test_sample_weight_without_routing(pictures):
@@ -387,9 +379,7 @@ def test_sample_weight_without_routing(pictures):
     fitted = pipeline.fit(X, y, adapter__sample_weight=weight)
     assert_array_equal(fitted.classifier_[-1].sample_weight_, weight)
     search = GridSearchCV(CLIPClassifier("m", Adapter(text())), {"n_views": [1]}, cv=2, error_score="raise")
-    assert_array_equal(
-        search.fit(X, y, sample_weight=weight).best_estimator_.classifier_.sample_weight_, weight
-    )
+    assert_array_equal(search.fit(X, y, sample_weight=weight).best_estimator_.classifier_.sample_weight_, weight)
 
 
 def test_sample_weight_through_routing(pictures):
@@ -399,9 +389,7 @@ def test_sample_weight_through_routing(pictures):
         inner = Adapter(text()).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
         clf = CLIPClassifier("m", inner)
         assert_array_equal(clone(clf).fit(X, y, sample_weight=weight).classifier_.sample_weight_, weight)
-        search = GridSearchCV(clf, {"n_views": [1]}, cv=2, error_score="raise").fit(
-            X, y, sample_weight=weight
-        )
+        search = GridSearchCV(clf, {"n_views": [1]}, cv=2, error_score="raise").fit(X, y, sample_weight=weight)
         assert_array_equal(search.best_estimator_.classifier_.sample_weight_, weight)
         assert clf.fit(X, y).score(X, y, sample_weight=weight) == 1.0
         with pytest.raises(sklearn.exceptions.UnsetMetadataPassedError):

@@ -104,9 +104,7 @@ def test_descriptions_of_different_lengths(calls):
     clf = ZeroShotClassifier("m", templates=descriptions).fit()
     assert clf.classes_.tolist() == [1, 3]
     assert_allclose(clf.prototypes_, [prototype(["it flies"]), prototype(descriptions[3])], atol=1e-6)
-    named = ZeroShotClassifier(
-        "m", class_names={3: "ant"}, templates={3: ["a {} walks"], 9: ["unused"]}
-    ).fit()
+    named = ZeroShotClassifier("m", class_names={3: "ant"}, templates={3: ["a {} walks"], 9: ["unused"]}).fit()
     assert_allclose(named.prototypes_, [embed("a ant walks")], atol=1e-6)
 
 
@@ -173,9 +171,7 @@ def test_list_that_could_be_misread(calls, X):
 
 
 def test_classes_never_come_from_y(calls, X):
-    clf = ZeroShotClassifier("m", class_names=NAMES, templates="none").fit(
-        X, np.array(["n2"] * 7, dtype=object)
-    )
+    clf = ZeroShotClassifier("m", class_names=NAMES, templates="none").fit(X, np.array(["n2"] * 7, dtype=object))
     assert clf.classes_.tolist() == ["n1", "n2", "n3"]
     assert ZeroShotClassifier("m", class_names=NAMES).fit(X).classes_.tolist() == ["n1", "n2", "n3"]
 
@@ -440,9 +436,7 @@ def test_bundled_model_encodes_each_sentence_once(monkeypatch, empty_stores):
 @pytest.mark.realdata
 def test_imagenet_zero_shot_reaches_the_reference(realdata):
     with np.load(realdata / "clip-vit-b-32-openai" / "imagenet.npz") as data:
-        text = sum(
-            data[key] / np.linalg.norm(data[key], axis=1, keepdims=True) for key in ("text_a", "text_b")
-        )
+        text = sum(data[key] / np.linalg.norm(data[key], axis=1, keepdims=True) for key in ("text_a", "text_b"))
         X, y = data["X_train_2"].astype(np.float32), data["y_train_2"]
     shuffled = np.random.default_rng(0).permutation(1000)
     clf = ZeroShotClassifier(prototypes=text[shuffled], classes=shuffled).fit(X, y)
