@@ -55,6 +55,8 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "write_computation_times": False,
+    "min_reported_time": 3600,  # times of a shared machine tell nothing
+    "remove_config_comments": True,
     "show_signature": False,
     "capture_repr": (),
     "thumbnail_size": (500, 350),
