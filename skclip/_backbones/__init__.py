@@ -12,6 +12,7 @@ from skclip._backbones._execution import Backbone
 from skclip._backbones._hub import BackboneError
 from skclip._backbones._loading import clear_backbones, load_backbone, weights_digest
 from skclip._backbones._text import TruncatedTextWarning
+from skclip._backbones._tiny import UnknownWordWarning
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -19,6 +20,7 @@ __all__ = [
     "BackboneCard",
     "BackboneError",
     "TruncatedTextWarning",
+    "UnknownWordWarning",
     "clear_backbones",
     "get_card",
     "list_models",

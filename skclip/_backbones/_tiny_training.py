@@ -38,6 +38,12 @@ _FULL_MIX = {
 # The ResNet needs no such start.
 _SHAPES_UNTIL = {"vit": 0.0625, "rn": 0.0}
 _SIMPLE_UNTIL = 0.25
+
+# Then a second, shorter cycle at half the learning rate. Its single objects share few colours and shapes, so that
+# size, texture, place and background must tell them apart.
+DETAIL_STEPS = 1504
+_DETAIL_MIX = {"long": 0.5, "attr": 0.2, "pos": 0.15, "short": 0.05, "shape": 0.05, "color": 0.05}
+_DETAIL_DIGITS = 24
 _EASY = {"textures": ["plain"], "sizes": ["medium", "large", "huge"]}
 
 # Kinds whose claim is one colour, one shape or both: whether they are true of another picture is known.
@@ -77,6 +83,7 @@ def train_tiny_clip(
     *,
     seed: int = 0,
     n_steps: int,
+    n_detail_steps: int = DETAIL_STEPS,
     learning_rate: float = 2e-3,
     checkpoint: Path | None = None,
     log: Path | None = None,
@@ -92,7 +99,9 @@ def train_tiny_clip(
     kind : {"vit", "rn"}
     n_steps : int
         Steps of 128 pictures. The first quarter shows single objects with the simplest captions, and the ViT's
-        first sixteenth plain shapes whose captions name no colour.
+        first sixteenth plain shapes whose captions name no colour. A multiple of 8.
+    n_detail_steps : int
+        Steps of the second cycle, whose captions name more.
     checkpoint : Path, optional
         Written every 200 steps; an existing one is continued.
     log : Path, optional
@@ -124,8 +133,8 @@ def train_tiny_clip(
     module.train()
     began = time.process_time()
     totals: dict[str, float] = {}
-    for step, batch in _batches(kind, seed, first, n_steps, config["preprocess_cfg"]["size"][0]):
-        rate = learning_rate * _schedule(step, n_steps)
+    for step, batch in _batches(kind, seed, first, n_steps, n_detail_steps, config["preprocess_cfg"]["size"][0]):
+        rate = learning_rate * _schedule(step, n_steps, n_detail_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         pixels = (batch["images"].permute(0, 3, 1, 2).float() / 255 - mean) / std
@@ -137,7 +146,7 @@ def train_tiny_clip(
         module.logit_scale.data.clamp_(max=math.log(100.0))
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + float(value.detach()) / 100
-        if (step + 1) % 100 == 0 or step + 1 == n_steps:
+        if (step + 1) % 100 == 0:
             seconds = spent + time.process_time() - began
             scale = float(module.logit_scale.detach().exp())
             _append(log, {"step": step + 1, "seconds": round(seconds), "logit_scale": round(scale, 2)} | totals)
@@ -148,6 +157,7 @@ def train_tiny_clip(
     config["training"] = {
         "seed": seed,
         "n_steps": n_steps,
+        "n_detail_steps": n_detail_steps,
         "batch_size": BATCH_SIZE,
         "learning_rate": learning_rate,
         "cpu_seconds": round(spent + time.process_time() - began),
@@ -282,15 +292,16 @@ def write_model_card(folder: Path, name: str, log: Path) -> None:
         f"{len(config['vocabulary'])} words; embedding {config['model_cfg']['embed_dim']}; "
         f"{training['n_parameters']:,} parameters, stored as float16. BSD-3-Clause.",
         f"- **Data**: drawn while training, nothing repeated: {shapes_first}one object with the simplest captions "
-        f"for the first quarter, then one to three objects with all kinds of captions; {N_DIGITS} of {BATCH_SIZE} pictures are "
-        f"training digits, moved and turned a little. Never shown: {len(HELD_OUT_PAIRS)} (colour, shape) pairs "
-        f"({', '.join(f'{c} {s}' for c, s in HELD_OUT_PAIRS)}), unseen shapes and colours, styles other than "
-        f'"photo", the test digits.',
+        f"for the first quarter, then one to three objects with all kinds of captions; at last single objects of few "
+        f"colours and shapes, so that details must tell them apart. {N_DIGITS} of {BATCH_SIZE} pictures (at last "
+        f"{_DETAIL_DIGITS}) are training digits, moved and turned a little. Never shown: {len(HELD_OUT_PAIRS)} "
+        f"(colour, shape) pairs ({', '.join(f'{c} {s}' for c, s in HELD_OUT_PAIRS)}), unseen shapes and colours, "
+        f'styles other than "photo", the test digits.',
         f"- **Objective**: InfoNCE both ways where equal captions are positives and other captions known to be true "
         f"of a picture are left out{region}.",
-        f"- **Recipe**: AdamW (0.9, 0.98), learning rate {training['learning_rate']}, 100 steps of warm-up, cosine to "
-        f"0, weight decay 0.05 on matrices, batch {training['batch_size']}, {training['n_steps']} steps "
-        f"({training['n_steps'] * training['batch_size']:,} pictures), seed {training['seed']}; "
+        f"- **Recipe**: AdamW (0.9, 0.98), weight decay 0.05 on matrices, batch {training['batch_size']}; "
+        f"{training['n_steps']} steps at learning rate {training['learning_rate']}, then {training['n_detail_steps']} "
+        f"at half of it, each with 100 steps of warm-up and cosine to 0; seed {training['seed']}; "
         f"{training['cpu_seconds']} seconds of one thread of {training['machine']}, torch {training['torch']}.",
         f"- **Command**: `python examples/train_tiny_clip.py {kind} --seed {training['seed']}`",
         "",
@@ -430,7 +441,14 @@ def _parameter_groups(module: Tower) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
 
 
-def _schedule(step: int, n_steps: int, warmup: int = 100) -> float:
+def _schedule(step: int, n_steps: int, n_detail_steps: int) -> float:
+    """Factor of the learning rate: two cycles of warm-up and cosine, the second at half height."""
+    if step < n_steps:
+        return _cycle(step, n_steps)
+    return 0.5 * _cycle(step - n_steps, n_detail_steps)
+
+
+def _cycle(step: int, n_steps: int, warmup: int = 100) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
 
 
@@ -441,26 +459,39 @@ def _training_pairs() -> list[tuple[str, str]]:
     return [(c, s) for c in COLORS for s in SHAPES if (c, s) not in HELD_OUT_PAIRS]
 
 
-def _batches(kind: str, seed: int, first: int, n_steps: int, side: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _batches(
+    kind: str, seed: int, first: int, n_steps: int, n_detail_steps: int, side: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
     digits = load_digit_pictures(image_size=side, subset="train")
-    for chunk in range(first // _CHUNK, -(-n_steps // _CHUNK)):
+    for chunk in range(first // _CHUNK, (n_steps + n_detail_steps) // _CHUNK):
         done = chunk * _CHUNK / n_steps
+        rng = np.random.Generator(np.random.Philox(key=[seed, 2**40 + chunk]))
         mix: dict[str, float] = _FULL_MIX
         counts: tuple[int, ...] = (1, 3)
         choices: dict[str, Any] = {}
+        n_digits = N_DIGITS
         if done < _SIMPLE_UNTIL:
             mix, counts = _SIMPLE_MIX, (1,)
         if done < _SHAPES_UNTIL[kind]:
             mix, choices = _SHAPE_MIX, _EASY
-        rng = np.random.Generator(np.random.Philox(key=[seed, 2**40 + chunk]))
-        parts = [_world_chunk(seed, chunk, mix, most, BATCH_SIZE // len(counts), rng, side, choices) for most in counts]
-        n_world = (BATCH_SIZE - N_DIGITS) // len(parts)
+        if done >= 1:
+            mix, n_digits = _DETAIL_MIX, _DETAIL_DIGITS
+            choices = {
+                "shapes": rng.choice(SHAPES, 2, replace=False).tolist(),
+                "colors": rng.choice(COLORS, 2, replace=False).tolist(),
+            }
+        parts = [
+            _world_chunk(seed, chunk, mix, most, BATCH_SIZE // len(counts), rng, side, choices if most == 1 else {})
+            for most in counts
+        ]
+        n_world = (BATCH_SIZE - n_digits) // len(parts)
         for i in range(_CHUNK):
             step = chunk * _CHUNK + i
-            if first <= step < n_steps:
+            if step >= first:
                 rows = slice(i * n_world, (i + 1) * n_world)
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-                yield step, _assemble([{k: v[rows] for k, v in p.items()} for p in parts], digits, rng, generator)
+                part_rows = [{key: value[rows] for key, value in part.items()} for part in parts]
+                yield step, _assemble(part_rows, digits, n_digits, rng, generator)
 
 
 def _world_chunk(
@@ -512,15 +543,15 @@ def _world_chunk(
 
 
 def _assemble(
-    parts: list[dict[str, Any]], digits: Any, rng: np.random.Generator, generator: torch.Generator
+    parts: list[dict[str, Any]], digits: Any, n_digits: int, rng: np.random.Generator, generator: torch.Generator
 ) -> dict[str, Any]:
     world = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     n = len(world["simple"])
-    picked = rng.integers(len(digits.target), size=N_DIGITS)
+    picked = rng.integers(len(digits.target), size=n_digits)
     number = digits.target[picked]
-    wording = rng.integers(100, size=N_DIGITS)
+    wording = rng.integers(100, size=n_digits)
     captions = world["captions"].tolist() + [digit_caption(d, w) for d, w in zip(number, wording)]
-    truth = np.zeros((n + N_DIGITS, n + N_DIGITS), dtype=bool)
+    truth = np.zeros((n + n_digits, n + n_digits), dtype=bool)
     fits_color = (world["claim_color"] < 0) | (world["color"][:, :, None] == world["claim_color"])
     fits_shape = (world["claim_shape"] < 0) | (world["shape"][:, :, None] == world["claim_shape"])
     there = (world["color"] >= 0)[:, :, None]

@@ -28,7 +28,7 @@ from skclip.adapters._covariance import (
     pseudo_invert,
 )
 from skclip.adapters._held_out import Pictures, distinct_pictures, leave_one_out_scores, stratified_folds
-from skclip.adapters._mixing import HeldOut, best_alpha
+from skclip.adapters._mixing import HeldOut, best_alpha, most_accurate_alpha
 from skclip.adapters._moments import ClassMoments, unit_blocks
 from skclip.adapters._text import ClassText, resolve_text, text_logits, warn_if_guessing
 from skclip.utils._arrays import check_features, check_weights, first_view, row_batches, unit_rows
@@ -36,8 +36,8 @@ from skclip.utils._base import SkclipBase, SkclipWarning
 from skclip.utils._names import ClassNames, check_labels, rows_of_labels
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
-# range of the alphas that the paper searches
-ALPHA_BOUNDS = (1e-4, 1e2)
+# from text alone to discriminant analysis alone; the paper searches 1e-4 to 1e2
+ALPHA_BOUNDS = (1e-4, 1e4)
 
 # alpha beside text, at unit precision scale, that has not been seen to hurt with a single picture per class
 ONE_PICTURE_ALPHA = 0.01
@@ -77,7 +77,7 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
     """Few-shot classification in closed form: class means and one shared covariance, added to the zero-shot
     logits.
 
-    The strongest simple choice with one to a few hundred labelled pictures per class, and fitted in seconds:
+    A good first choice with one to a few hundred labelled pictures per class, and fitted in seconds:
     no gradient step, no validation set. Not the right choice where classes have very different shapes (each
     class gets the same covariance), or with so many labels that a `LogisticRegression` on the features is
     affordable and better.
@@ -167,9 +167,10 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
     ``alpha="cv"`` holds out every picture once, with all its views and its repeats: in closed form for "ks"
     (a change of low rank to mean and scatter matrix), else by stratified folds,
     ``min(5, pictures of the smallest class)`` of them. The held-out class mean rests on fewer pictures than
-    the final one; the known part of that handicap is given back. alpha is the ratio b / a that minimises the
-    log-loss of ``softmax(a * text + b * discriminant)`` over the held-out pictures, within 1e-4 to 100;
-    without text it is b.
+    the final one; the known part of that handicap is given back. alpha is the value between 1e-4 and 1e4 with
+    the highest held-out accuracy, averaged over neighbouring values. Ties, and everything where a class has a
+    single picture, are decided by log-loss: alpha near the ratio b / a that minimises that of
+    ``softmax(a * text + b * discriminant)``. Without text alpha is that b.
 
     A class with a single picture cannot lose it. With "ks", a second picture of that class is then imagined,
     at the mean distance at which held-out pictures of other classes lie from theirs. Where no class has two,
@@ -604,10 +605,14 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
                     zero_shot = text_logits(pictures.views[part, 0], text.prototypes, text.logit_scale)
                 yield HeldOut(zero_shot, scores, pictures.codes[part], pictures.weights[part])
 
-        alpha = best_alpha(list(blocks()), ALPHA_BOUNDS)
-        if n_pictures.max() > 1 or text is None:
+        held_out = list(blocks())
+        alpha = best_alpha(held_out, ALPHA_BOUNDS)
+        if text is None:
             return alpha
-        return max(alpha, ONE_PICTURE_ALPHA / self.precision_factor_)
+        if n_fewest > 1:
+            return most_accurate_alpha(held_out, ALPHA_BOUNDS, tie_break=alpha)
+        # An imagined second picture says too little about accuracy.
+        return alpha if n_pictures.max() > 1 else max(alpha, ONE_PICTURE_ALPHA / self.precision_factor_)
 
     def _has_closed_form(self) -> bool:
         return isinstance(self.covariance, str) and self.covariance == "ks"

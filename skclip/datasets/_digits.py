@@ -29,7 +29,9 @@ def load_digit_pictures(*, image_size: int = 48, subset: Literal["train", "test"
     -------
     digits : :class:`~sklearn.utils.Bunch`
         images : ndarray of shape (n, image_size, image_size, 3), uint8
+            The pictures.
         target : ndarray of shape (n,), int
+            The digits.
         class_names : dict of int to str
             ``{0: "digit zero", ...}``, ready for `ZeroShotClassifier(class_names=...)`.
 

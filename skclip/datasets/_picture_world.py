@@ -84,7 +84,9 @@ def make_picture_world(
     -------
     world : :class:`~sklearn.utils.Bunch`
         images : ndarray of shape (n_samples, image_size, image_size, 3), uint8
+            The pictures.
         captions : list of str
+            One per picture.
         target : ndarray of shape (n_samples,), str
             "colour shape" of the first object.
         target_names : list of str

@@ -172,7 +172,7 @@ def _render_chunk(scenes: Scenes, side: int, noise: float) -> tuple[NDArray, NDA
     phase, object_jitter, background_jitter, grain = _pixel_randomness(scenes, side)
     # A frame around the canvas lets every object be drawn in a window that never leaves it.
     pad = int(np.ceil(RADII.max() * side)) + 2
-    canvas = np.empty((n, side + 2 * pad, side + 2 * pad, 3), dtype=np.float32)
+    canvas = np.zeros((n, side + 2 * pad, side + 2 * pad, 3), dtype=np.float32)
     inner = np.s_[:, pad : pad + side, pad : pad + side]
     for kind in np.unique(scenes.background):
         rows = np.flatnonzero(scenes.background == kind)

@@ -59,7 +59,7 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
 
     Parameters
     ----------
-    model : str, default=DEFAULT_MODEL
+    model : str, default="ViT-B-32/datacomp_xl_s13b_b90k"
         The model that encodes pictures, and class text wherever `classifier` leaves its ``model`` None.
     classifier : estimator, default=None
         Any classifier on feature matrices, of skclip, of scikit-learn, or a pipeline of them; cloned, never

@@ -19,7 +19,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skclip.adapters import GDAClassifier
 from skclip.adapters._gda import new_class_model
 from skclip.adapters._held_out import Pictures, distinct_pictures, leave_one_out_scores, stratified_folds
-from skclip.adapters._mixing import HeldOut, best_alpha
 from skclip.utils import SkclipWarning
 from skclip.utils._arrays import unit_rows
 
@@ -444,23 +443,10 @@ def test_folds_are_stratified():
         assert counts.max() - counts.min() <= 1
 
 
-def test_best_alpha_ignores_how_sharp_the_text_is():
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 5, 2000)
-    one_hot = np.eye(5)[codes]
-    text, few = one_hot + rng.normal(size=(2000, 5)), one_hot + rng.normal(size=(2000, 5))
-    found = [best_alpha([HeldOut(scale * text, few, codes, np.ones(2000))], (1e-4, 1e2)) for scale in (1.0, 10.0)]
-    assert found[0] == pytest.approx(1.0, abs=0.15)  # both know equally much
-    assert found[1] == pytest.approx(10 * found[0], rel=1e-2)
-    useless = HeldOut(rng.normal(size=(2000, 5)), few, codes, np.ones(2000))
-    assert best_alpha([useless], (1e-4, 1e2)) > 5
-    assert best_alpha([HeldOut(text, useless.zero_shot, codes, np.ones(2000))], (1e-4, 1e2)) < 0.1
-
-
 def test_alpha_cv_is_between_the_bounds_without_text():
     X, y, _ = small()
     clf = GDAClassifier(alpha="cv").fit(X, y)
-    assert 1e-4 <= clf.alpha_ <= 1e2
+    assert 1e-4 <= clf.alpha_ <= 1e4
     np.testing.assert_array_equal(clf.predict(X), GDAClassifier().fit(X, y).predict(X))
 
 
@@ -472,7 +458,7 @@ def test_single_pictures_warn_once(covariance):
         with pytest.warns(SkclipWarning, match="class 0 has a single one") as caught:
             clf = GDAClassifier(text, alpha="cv", covariance=covariance).fit(X[chosen], y[chosen])
         assert len(caught) == 1
-        assert 1e-4 <= clf.alpha_ <= 1e2
+        assert 1e-4 <= clf.alpha_ <= 1e4
         assert np.isfinite(clf.logits(X)).all()
         if covariance != "ks":
             assert clf.alpha_ == 0.01
