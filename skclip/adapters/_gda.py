@@ -30,9 +30,10 @@ from skclip.adapters._covariance import (
 from skclip.adapters._held_out import Pictures, distinct_pictures, leave_one_out_scores, stratified_folds
 from skclip.adapters._mixing import HeldOut, best_alpha, most_accurate_alpha
 from skclip.adapters._moments import ClassMoments, unit_blocks
-from skclip.adapters._text import ClassText, resolve_text, text_logits, warn_if_guessing
+from skclip.adapters._text import ClassText, resolve_text, warn_if_guessing
 from skclip.utils._arrays import check_features, check_weights, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
+from skclip.utils._cosine import cosine_logits
 from skclip.utils._names import ClassNames, check_labels, rows_of_labels
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
@@ -440,7 +441,7 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
         X = first_view(*check_features(self, X))
         text = self._text()
         if text is not None and self.alpha_ == 0:
-            return text_logits(unit_rows(X), text.prototypes, text.logit_scale)
+            return cosine_logits(unit_rows(X), text.prototypes, text.logit_scale)
         logits = np.zeros((len(X), len(self.classes_)))
         if self.alpha_ == 0:
             return logits
@@ -448,7 +449,7 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
             rows = unit_rows(X[part].astype(np.float64))
             logits[part] = self.alpha_ * gda_scores(rows, self.coef_, self.intercept_)
             if text is not None:
-                logits[part] += text_logits(unit_rows(X[part]), text.prototypes, text.logit_scale)
+                logits[part] += cosine_logits(unit_rows(X[part]), text.prototypes, text.logit_scale)
         return logits
 
     def decision_function(self, X: Any) -> NDArray:
@@ -602,7 +603,7 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
             for scores, part in few_shot:
                 zero_shot = None
                 if text is not None:
-                    zero_shot = text_logits(pictures.views[part, 0], text.prototypes, text.logit_scale)
+                    zero_shot = cosine_logits(pictures.views[part, 0], text.prototypes, text.logit_scale)
                 yield HeldOut(zero_shot, scores, pictures.codes[part], pictures.weights[part])
 
         held_out = list(blocks())

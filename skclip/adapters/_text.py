@@ -12,14 +12,11 @@ from sklearn.utils import check_array
 
 from skclip.utils._arrays import unit_rows
 from skclip.utils._base import SkclipWarning
+from skclip.utils._cosine import DEFAULT_LOGIT_SCALE, chance_message, cosine_logits, is_chance
 from skclip.utils._names import rows_of_labels
-
-# multiplier of the cosines where nothing tells a better one: what CLIP's training clips its own to
-DEFAULT_LOGIT_SCALE = 100.0
 
 # the warning about guessing needs a sample, not every row
 _MOST_CHECKED = 2000
-_FEWEST_CHECKED = 30
 
 
 class ClassText(NamedTuple):
@@ -68,6 +65,11 @@ def resolve_text(zero_shot: Any, classes: NDArray, n_features: int, logit_scale:
         return None
     if hasattr(zero_shot, "fit"):
         estimator = clone(zero_shot).fit(None, classes)
+        if not hasattr(estimator, "prototypes_"):
+            raise ValueError(
+                f"zero_shot={zero_shot!r} holds no prototypes after fit; a frozen ZeroShotClassifier must be fitted "
+                "before it is frozen."
+            )
         known, prototypes = estimator.classes_, np.asarray(estimator.prototypes_)
         own_scale = float(estimator.logit_scale_)
         source = "zero_shot"
@@ -87,11 +89,6 @@ def resolve_text(zero_shot: Any, classes: NDArray, n_features: int, logit_scale:
     return ClassText(unit_rows(prototypes[rows]), scale, estimator)
 
 
-def text_logits(rows: NDArray, prototypes: NDArray, logit_scale: float) -> NDArray:
-    """``logit_scale * x_i . t_k`` of unit rows, (n, K), in the floating type of `rows`."""
-    return logit_scale * (rows @ prototypes.T.astype(rows.dtype, copy=False))
-
-
 def warn_if_guessing(X: NDArray, codes: NDArray, text: ClassText, *, stacklevel: int) -> None:
     """Warn where the text names the training rows no better than chance would.
 
@@ -99,20 +96,11 @@ def warn_if_guessing(X: NDArray, codes: NDArray, text: ClassText, *, stacklevel:
     them.
     """
     chosen = np.unique(np.linspace(0, len(X) - 1, min(len(X), _MOST_CHECKED)).astype(np.intp))
-    n_classes, n_rows = len(text.prototypes), len(chosen)
-    if n_rows < _FEWEST_CHECKED:
-        return
-    guesses = np.argmax(text_logits(X[chosen], text.prototypes, 1.0), axis=1)
-    n_right, chance = int(np.sum(guesses == codes[chosen])), 1.0 / n_classes
-    if n_right > n_rows * chance + 2.0 * np.sqrt(n_rows * chance * (1.0 - chance)):
-        return
-    warnings.warn(
-        f"Zero-shot accuracy on {n_rows} training rows is {n_right / n_rows:.3f}, no better than chance "
-        f"(1/{n_classes}). Check that X and zero_shot come from the same model, and that every label has its "
-        "own name.",
-        SkclipWarning,
-        stacklevel=stacklevel,
-    )
+    guesses = np.argmax(cosine_logits(X[chosen], text.prototypes, 1.0), axis=1)
+    n_right = int(np.sum(guesses == codes[chosen]))
+    if is_chance(n_right, len(chosen), len(text.prototypes)):
+        message = chance_message(n_right, len(chosen), len(text.prototypes), "zero_shot")
+        warnings.warn(message, SkclipWarning, stacklevel=stacklevel)
 
 
 def _check_positions(classes: NDArray, n_prototypes: int) -> None:

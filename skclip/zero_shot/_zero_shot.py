@@ -21,11 +21,9 @@ from skclip.features import CLIPTextFeatures
 from skclip.templates._templates import SLOT, Descriptions, Templates, check_descriptions, fill_templates
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
+from skclip.utils._cosine import DEFAULT_LOGIT_SCALE, chance_message, cosine_logits, is_chance
 from skclip.utils._names import ClassNames, align_names, check_labels, rows_of_labels
 from skclip.utils._params import Interval, check_parameters
-
-# multiplier of the cosines for prototypes of unknown origin: what CLIP's training clips its own to
-DEFAULT_LOGIT_SCALE = 100.0
 
 
 class _Knowledge(NamedTuple):
@@ -336,7 +334,7 @@ class ZeroShotClassifier(ClassifierMixin, SkclipBase):
         if not hasattr(self, "n_features_in_") and hasattr(X, "columns"):
             X = np.asarray(X)  # there are no column names of `fit` to compare with
         rows = first_view(*check_features(self, X))
-        return cosine_logits(rows, knowledge.prototypes, knowledge.logit_scale), knowledge.classes
+        return cosine_logits(unit_rows(rows), knowledge.prototypes, knowledge.logit_scale), knowledge.classes
 
     def _knowledge(self) -> _Knowledge:
         if hasattr(self, "prototypes_"):
@@ -425,22 +423,15 @@ class ZeroShotClassifier(ClassifierMixin, SkclipBase):
             )
 
     def _warn_if_chance(self, rows: NDArray, labels: NDArray, knowledge: _Knowledge) -> None:
-        logits = cosine_logits(rows, knowledge.prototypes, knowledge.logit_scale)
+        logits = cosine_logits(unit_rows(rows), knowledge.prototypes, knowledge.logit_scale)
         n_right = int(np.sum(knowledge.classes[np.argmax(logits, axis=1)] == labels))
         if is_chance(n_right, len(labels), len(knowledge.classes)):
             source = "the prototypes" if self.prototypes is not None else f"the class text of {self._model_name()!r}"
             warnings.warn(
-                f"Zero-shot accuracy on the {len(labels)} training rows is {n_right / len(labels):.3f}, no "
-                f"better than chance (1/{len(knowledge.classes)}). Check that X and {source} come from the "
-                "same model, and that every label has its own name.",
+                chance_message(n_right, len(labels), len(knowledge.classes), source),
                 SkclipWarning,
                 stacklevel=3,
             )
-
-
-def cosine_logits(X: NDArray, prototypes: NDArray, logit_scale: float) -> NDArray:
-    """``logit_scale * cos(x_i, t_k)``, (n, K), in the floating type of `X`; `prototypes` are unit rows."""
-    return logit_scale * (unit_rows(X) @ prototypes.T.astype(X.dtype, copy=False))
 
 
 def mean_prototypes(embeddings: NDArray, counts: Sequence[int]) -> NDArray:
@@ -480,14 +471,6 @@ def model_logit_scale(model: str) -> float:
     """Multiplier `model` was trained with; reads the weights only where its configuration does not tell."""
     scale = get_card(model).logit_scale
     return float(load_backbone(model).logit_scale if scale is None else scale)
-
-
-def is_chance(n_right: int, n: int, n_classes: int) -> bool:
-    """Whether `n_right` of `n` could be guessing among `n_classes`; False where `n` is too small to tell."""
-    if n_classes < 2 or n < 30:
-        return False
-    chance = 1.0 / n_classes
-    return n_right <= n * chance + 2.0 * np.sqrt(n * chance * (1.0 - chance))
 
 
 def _refuse_slots(descriptions: Descriptions) -> None:
