@@ -9,6 +9,7 @@ import sys
 import joblib
 import numpy as np
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
@@ -84,6 +85,7 @@ def test_folder_store_serves_two_workers(pictures, tmp_path, monkeypatch):
     (tmp_path / "counting_features.py").write_text(COUNTING)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("SKCLIP_TEST_COUNTS", str(counts))
+    get_reusable_executor().shutdown(wait=True)  # workers of other tests do not know the new module
     encode = Backbone.encode_images
     module = importlib.import_module("counting_features")
     try:
@@ -96,6 +98,7 @@ def test_folder_store_serves_two_workers(pictures, tmp_path, monkeypatch):
             for file in counts.iterdir():
                 file.unlink()
     finally:
+        get_reusable_executor().shutdown(wait=True)
         Backbone.encode_images = encode
         del sys.modules["counting_features"]
 

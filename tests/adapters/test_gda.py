@@ -79,6 +79,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.filterwarnings('ignore:alpha="cv" holds out pictures')
 @parametrize_with_checks(VARIANTS)
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
