@@ -47,8 +47,26 @@ def check_features(estimator: Any, X: Any, *, reset: bool = False) -> tuple[NDAr
         if n_views == 0:
             raise ValueError(f"X holds 0 views per sample (shape={X.shape}) while a minimum of 1 is required.")
         X = X.reshape(-1, X.shape[2])
-    X = validate_data(estimator, X, reset=reset, dtype=FLOATS)
+    try:
+        X = validate_data(estimator, X, reset=reset, dtype=FLOATS)
+    except ValueError as error:
+        place = _first_not_finite(X, n_views)
+        if place is None:
+            raise
+        raise ValueError(f"{str(error).splitlines()[0]} The first is {place}.") from error
     return X, n_views
+
+
+def _first_not_finite(X: Any, n_views: int) -> str | None:
+    """The first NaN or infinity as the user would index it; None if there is none or X is no numeric matrix."""
+    try:
+        bad = np.argwhere(~np.isfinite(np.asarray(X, dtype=np.float64)))
+    except (TypeError, ValueError):
+        return None
+    if bad.ndim != 2 or bad.shape[1] != 2 or len(bad) == 0:
+        return None
+    row, column = bad[0].tolist()
+    return f"X[{row}, {column}]" if n_views == 1 else f"X[{row // n_views}, {row % n_views}, {column}]"
 
 
 def first_view(X: NDArray, n_views: int) -> NDArray:
