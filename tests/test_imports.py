@@ -30,7 +30,7 @@ def test_estimators_on_features_add_nothing_heavy_to_scikit_learn():
     brought = loaded_after("import sklearn")
     statement = """
 import numpy as np
-import skclip, skclip.metrics, skclip.templates, skclip.utils
+import skclip, skclip.templates, skclip.utils
 for name in skclip.__all__:
     getattr(skclip, name)
 assert set(skclip.__all__) <= set(dir(skclip))
