@@ -26,7 +26,6 @@ from skclip.utils import SkclipWarning
 
 SHOTS = (1, 2, 4, 8, 16)
 METHODS = ("class names", "GDA", "GDA and class names")
-TEXTURES = ("plain", "striped", "dotted", "checkered")
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,11 @@ def _pairs_task(title: str, n_pool: int, n_test: int, **choices: object) -> Task
     return Task(title, pool.images, pool.target, test.images, test.target, names, "a photo of a {}")
 
 
-def _texture_task(n_pool: int, n_test: int) -> Task:
-    """Which texture, 4 classes, whatever the colour and shape."""
-    pool, test = (make_picture_world(n, random_state=seed) for n, seed in ((n_pool, 103), (n_test, 104)))
-    labels = [np.array(TEXTURES)[world.scenes.texture[:, 0]] for world in (pool, test)]
-    names = {texture: f"{texture} object" for texture in TEXTURES}
-    return Task("texture", pool.images, labels[0], test.images, labels[1], names, "a photo of a {}")
-
-
 TASKS = {
     "sketch": lambda: _pairs_task("outlines only (sketch)", 2600, 1500, styles=["sketch"]),
     "noise": lambda: _pairs_task("strong pixel noise", 2600, 1500, noise=60.0),
     "dark": lambda: _pairs_task("dark and noisy", 2600, 1500, styles=["dark"], noise=25.0),
-    "texture": lambda: _texture_task(400, 1500),
+    "pixel": lambda: _pairs_task("coarse pixels", 2600, 1500, styles=["pixel"]),
 }
 
 

@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TABLE = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "few_shot_table.py"))
@@ -10,20 +11,23 @@ TABLE = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "few_shot_ta
 
 @pytest.mark.slow
 def test_text_and_pictures_are_at_least_as_good_as_either():
-    margins = []
-    for name in ("sketch", "noise"):
+    figures = []
+    for name in ("sketch", "noise", "dark", "pixel"):
         task = TABLE["TASKS"][name]()
-        zero_shot, pictures, both = TABLE["accuracies"](task, "skclip-tiny", TABLE["SHOTS"], 5).mean(axis=2)
-        assert zero_shot.max() < 95
-        margins.append(both - zero_shot.clip(min=pictures))
-        # "at least as good" up to what five draws of the training pictures can tell
-        assert margins[-1].min() > -0.5, (name, zero_shot, pictures, both)
-    assert max(margin.max() for margin in margins) > 1.0
+        figures.append(TABLE["accuracies"](task, "skclip-tiny", TABLE["SHOTS"], 5).mean(axis=2))
+    zero_shot, pictures, both = np.moveaxis(np.array(figures), 1, 0)  # (n_tasks, n_shots)
+    assert zero_shot.max() < 95
+    # Up to what five draws of the training pictures can tell, on every task. With one picture per class nothing can
+    # be held out, and only the mean over tasks is promised.
+    assert (both - np.maximum(zero_shot, pictures))[:, 1:].min() > -0.5
+    assert (both >= zero_shot - 0.5).all()
+    mean = both.mean(axis=0)
+    assert (mean > zero_shot.mean(axis=0)).all()
+    assert (mean > pictures.mean(axis=0)).all()
+    assert (both - np.maximum(zero_shot, pictures)).max() > 5.0
 
 
 def test_the_table_is_valid_and_marks_the_best():
-    import numpy as np
-
     figures = {"a": np.arange(45.0).reshape(3, 5, 3)}
     text = TABLE["rst_table"](figures, {"a": "a task"}, "A note.")
     assert text.startswith(".. list-table::")

@@ -406,6 +406,8 @@ def _embed(module: Tower, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     *blocks, last = visual.transformer.resblocks
     for block in blocks:
         x = block(x)
+    # `_pool` normalises too. The bundled weights were trained with the layer applied twice, which turns an embedding
+    # by a cosine of 0.999; it stays, so that this recipe makes these weights.
     pooled, _ = visual._pool(visual.ln_post(last(x)))
     patches = x[:, 1:]
     width = patches.shape[2]

@@ -28,7 +28,7 @@ from skclip.adapters._covariance import (
     pseudo_invert,
 )
 from skclip.adapters._held_out import Pictures, distinct_pictures, leave_one_out_scores, stratified_folds
-from skclip.adapters._mixing import HeldOut, best_alpha, most_accurate_alpha
+from skclip.adapters._mixing import HeldOut, alpha_of_spread, best_alpha, most_accurate_alpha
 from skclip.adapters._moments import ClassMoments, unit_blocks
 from skclip.adapters._text import ClassText, resolve_text, warn_if_guessing
 from skclip.utils._arrays import check_features, check_weights, first_view, row_batches, unit_rows
@@ -40,7 +40,9 @@ from skclip.utils._params import HasMethods, Interval, StrOptions, check_paramet
 # from text alone to discriminant analysis alone; the paper searches 1e-4 to 1e2
 ALPHA_BOUNDS = (1e-4, 1e4)
 
-# alpha beside text, at unit precision scale, that has not been seen to hurt with a single picture per class
+# with a single picture per class, when nothing can be held out: the discriminant term's spread over the classes,
+# in units of the text's; and alpha itself where even that cannot be measured
+ONE_PICTURE_SPREAD = 0.15
 ONE_PICTURE_ALPHA = 0.01
 
 # base-to-new protocol: base rows that stand for a new class, and copies of its prototype added to their mean
@@ -169,15 +171,15 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
     (a change of low rank to mean and scatter matrix), else by stratified folds,
     ``min(5, pictures of the smallest class)`` of them. The held-out class mean rests on fewer pictures than
     the final one; the known part of that handicap is given back. alpha is the value between 1e-4 and 1e4 with
-    the highest held-out accuracy, averaged over neighbouring values. Ties, and everything where a class has a
+    the highest held-out accuracy, averaged over neighbouring values. Ties, and everything where some class has a
     single picture, are decided by log-loss: alpha near the ratio b / a that minimises that of
     ``softmax(a * text + b * discriminant)``. Without text alpha is that b.
 
     A class with a single picture cannot lose it. With "ks", a second picture of that class is then imagined,
     at the mean distance at which held-out pictures of other classes lie from theirs. Where no class has two,
-    the variance within classes is taken to be 0.9 of the total variance, and alpha is at least 0.01 at unit
-    precision scale (0.01 / rho in "paper"). With other covariances alpha is 0.01, and 1 without text. There
-    is one warning.
+    accuracy cannot be measured: the discriminant term then gets 0.15 of the text's spread over the classes, a
+    constant that did well on ImageNet and on drawn pictures. With other covariances alpha is 0.01, and 1
+    without text. There is one warning.
 
     Where no class has two different rows there is no within-class scatter; the scatter about the mean of all
     rows, which bounds it, takes its place.
@@ -607,13 +609,13 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
                 yield HeldOut(zero_shot, scores, pictures.codes[part], pictures.weights[part])
 
         held_out = list(blocks())
+        if text is not None and n_pictures.max() < 2:
+            return alpha_of_spread(held_out, ONE_PICTURE_SPREAD, ALPHA_BOUNDS)
         alpha = best_alpha(held_out, ALPHA_BOUNDS)
-        if text is None:
-            return alpha
-        if n_fewest > 1:
-            return most_accurate_alpha(held_out, ALPHA_BOUNDS, tie_break=alpha)
         # An imagined second picture says too little about accuracy.
-        return alpha if n_pictures.max() > 1 else max(alpha, ONE_PICTURE_ALPHA / self.precision_factor_)
+        if text is None or n_fewest < 2:
+            return alpha
+        return most_accurate_alpha(held_out, ALPHA_BOUNDS, tie_break=alpha)
 
     def _has_closed_form(self) -> bool:
         return isinstance(self.covariance, str) and self.covariance == "ks"

@@ -78,6 +78,12 @@ def most_accurate_alpha(blocks: Sequence[HeldOut], bounds: tuple[float, float], 
     return float(equal[np.abs(np.log(equal / tie_break)).argmin()])
 
 
+def alpha_of_spread(blocks: Sequence[HeldOut], share: float, bounds: tuple[float, float]) -> float:
+    """The alpha at which the few-shot term spreads over the classes `share` times as much as the zero-shot term."""
+    zero_shot, few_shot = _spreads(blocks)
+    return float(np.clip(share * zero_shot / few_shot, *bounds)) if np.isfinite(few_shot) else bounds[0]
+
+
 def _spreads(blocks: Sequence[HeldOut]) -> NDArray:
     """Root mean square of the two terms about their row means; infinite where absent or constant."""
     squares, weight = np.zeros(2), 0.0

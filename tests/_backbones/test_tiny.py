@@ -17,6 +17,7 @@ from skclip._backbones._tiny_training import (
     _batches,
     _contrastive,
     _embed,
+    _encode_text,
     evaluate_tiny_clip,
     train_tiny_clip,
 )
@@ -128,10 +129,12 @@ def test_contrastive_loss_against_plain_infonce():
     assert _contrastive(logits, twice, none) == pytest.approx(by_hand.item() / 2, abs=1e-6)
 
 
-def test_open_forward_equals_the_model():
-    module, _ = load_tiny("skclip-tiny")
+def test_training_forward_is_the_models_own():
+    module, tokenizer = load_tiny("skclip-tiny")
     pixels = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    ids = tokenizer(["a red circle", "a photo of a large striped blue star at the top left"])
     with torch.no_grad():
         pooled, grid = _embed(module, pixels)
-        np.testing.assert_allclose(pooled, module.encode_image(pixels), atol=1e-5)
+        assert torch.nn.functional.cosine_similarity(pooled, module.encode_image(pixels)).min() > 0.99
+        np.testing.assert_allclose(_encode_text(module, ids), module.encode_text(ids), atol=1e-5)
     assert grid.shape == (3, 36, 128)
