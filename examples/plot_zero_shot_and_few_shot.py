@@ -2,9 +2,9 @@
 Class names, a few pictures, or both
 ====================================
 
-The bundled model was trained on pictures in one style. Here it meets the same shapes as sketches, so that
+The bundled model was trained on clean pictures. Here it meets the same shapes under strong noise, so that
 their names alone no longer decide everything, and :class:`~skclip.adapters.GDAClassifier` learns from 1, 2,
-4, 8 or 16 labelled sketches of each class: without the names, and on top of them.
+4, 8 or 16 labelled noisy pictures of each class: without the names, and on top of them.
 """
 
 # %%
@@ -26,15 +26,15 @@ from skclip.zero_shot import ZeroShotClassifier
 
 MODEL = "skclip-tiny"
 
-pool = make_picture_world(2000, styles=["sketch"], random_state=0)
-test = make_picture_world(800, styles=["sketch"], start=2000, random_state=0)
+pool = make_picture_world(2000, noise=60, random_state=0)
+test = make_picture_world(800, noise=60, start=2000, random_state=0)
 
 fig, axes = plt.subplots(2, 6, figsize=(9, 3.6), layout="constrained")
 for ax, picture, name in zip(axes.flat, pool.images, pool.target):
     ax.imshow(picture)
     ax.set_title(name, fontsize=10)
     ax.set_axis_off()
-fig.suptitle(f"Twelve of {len(pool.images)} sketches, {len(pool.target_names)} classes")
+fig.suptitle(f"Twelve of {len(pool.images)} noisy pictures, {len(pool.target_names)} classes")
 
 # %%
 # From pictures to numbers
