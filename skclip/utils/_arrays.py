@@ -59,6 +59,8 @@ def check_features(estimator: Any, X: Any, *, reset: bool = False) -> tuple[NDAr
 
 def _first_not_finite(X: Any, n_views: int) -> str | None:
     """The first NaN or infinity as the user would index it; None if there is none or X is no numeric matrix."""
+    if np.iscomplexobj(X):
+        return None
     try:
         bad = np.argwhere(~np.isfinite(np.asarray(X, dtype=np.float64)))
     except (TypeError, ValueError):
