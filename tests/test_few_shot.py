@@ -17,13 +17,8 @@ def test_text_and_pictures_are_at_least_as_good_as_either():
         figures.append(TABLE["accuracies"](task, "skclip-tiny", TABLE["SHOTS"], 5).mean(axis=2))
     zero_shot, pictures, both = np.moveaxis(np.array(figures), 1, 0)  # (n_tasks, n_shots)
     assert zero_shot.max() < 95
-    # Up to what five draws of the training pictures can tell, on every task. With one picture per class nothing can
-    # be held out, and only the mean over tasks is promised.
-    assert (both - np.maximum(zero_shot, pictures))[:, 1:].min() > -0.5
-    assert (both >= zero_shot - 0.5).all()
-    mean = both.mean(axis=0)
-    assert (mean > zero_shot.mean(axis=0)).all()
-    assert (mean > pictures.mean(axis=0)).all()
+    # up to what five draws of the training pictures can tell
+    assert (both - np.maximum(zero_shot, pictures)).min() > -0.5
     assert (both - np.maximum(zero_shot, pictures)).max() > 5.0
 
 

@@ -18,6 +18,9 @@ from skclip.utils._names import rows_of_labels
 # the warning about guessing needs a sample, not every row
 _MOST_CHECKED = 2000
 
+# of the regression of pictures on names, both of about unit length
+_RIDGE = 0.3
+
 
 class ClassText(NamedTuple):
     """Class text, row k for ``classes_[k]``.
@@ -101,6 +104,38 @@ def warn_if_guessing(X: NDArray, codes: NDArray, text: ClassText, *, stacklevel:
     if is_chance(n_right, len(chosen), len(text.prototypes)):
         message = chance_message(n_right, len(chosen), len(text.prototypes), "zero_shot")
         warnings.warn(message, SkclipWarning, stacklevel=stacklevel)
+
+
+def names_misplaced(rows: NDArray, prototypes: NDArray) -> bool:
+    """Whether pictures follow the relations among the class names, but do not lie where the names are.
+
+    Tells from a single picture per class that the pictures are to be trusted more than the text, as in a style that
+    the text tower has never met. Each picture is predicted from its name, by ridge regression of the pictures of
+    all other classes on their names. True if these predictions recognise more of the pictures than the names
+    themselves do, by more than two standard errors of the paired difference.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (K, d)
+        One unit row per class.
+    prototypes : ndarray of shape (K, d)
+        Unit rows.
+    """
+    by_name = np.argmax(rows @ prototypes.T.astype(rows.dtype, copy=False), axis=1) == np.arange(len(rows))
+    pictures = (rows - rows.mean(axis=0)).astype(np.float64)
+    names = unit_rows((prototypes - prototypes.mean(axis=0)).astype(np.float64))
+    gram = names.T @ names
+    weights = np.linalg.solve(gram + _RIDGE * np.eye(len(gram)), names.T)  # (d, K)
+    predicted = names @ (weights @ pictures)
+    leverage = np.einsum("kd,dk->k", names, weights)[:, None]
+    held_out = (predicted - leverage * pictures) / (1.0 - leverage)
+    directions = unit_rows(pictures)
+    scores = directions @ unit_rows(predicted).T
+    own = np.einsum("kd,kd->k", directions, unit_rows(held_out))
+    np.fill_diagonal(scores, -np.inf)
+    by_relation = own > scores.max(axis=1)
+    gained, lost = int(np.sum(by_relation & ~by_name)), int(np.sum(by_name & ~by_relation))
+    return bool(gained - lost > 2.0 * np.sqrt(gained + lost))
 
 
 def _check_positions(classes: NDArray, n_prototypes: int) -> None:
