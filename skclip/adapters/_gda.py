@@ -585,7 +585,8 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
         n_fewest, in_closed_form = int(n_pictures.min()), self._has_closed_form()
         if n_fewest < 2:
             alone = self.classes_[n_pictures.argmin()].item()
-            outcome = "the noise of others stands in" if in_closed_form else "alpha is a fixed number"
+            measured = in_closed_form and n_pictures.max() > 1
+            outcome = "the noise of others stands in" if measured else "alpha follows a fixed rule"
             warnings.warn(
                 f'alpha="cv" holds out pictures, but class {alone!r} has a single one: {outcome} '
                 "(see the notes of GDAClassifier). Pass a number as alpha to choose it and to silence this.",
