@@ -10,11 +10,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp, softmax
-from sklearn.base import ClassifierMixin, clone
-from sklearn.utils import assert_all_finite, check_array, column_or_1d
+from scipy.special import logsumexp
+from sklearn.base import clone
+from sklearn.utils import check_array
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, has_fit_parameter
 
 from skclip.adapters._covariance import (
@@ -30,9 +29,11 @@ from skclip.adapters._covariance import (
 from skclip.adapters._held_out import Pictures, distinct_pictures, leave_one_out_scores, stratified_folds
 from skclip.adapters._mixing import HeldOut, alpha_of_spread, best_alpha, most_accurate_alpha
 from skclip.adapters._moments import ClassMoments, unit_blocks
-from skclip.adapters._text import ClassText, names_misplaced, resolve_text, warn_if_guessing
+from skclip.adapters._text import ClassText, fitted_text, names_misplaced, set_text, warn_if_guessing
+from skclip.adapters._training import check_directions, check_target, check_training
 from skclip.utils._arrays import check_features, check_weights, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
+from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
 from skclip.utils._names import ClassNames, check_labels, rows_of_labels
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
@@ -77,7 +78,7 @@ def _is_additive(estimator: GDAClassifier) -> bool:
     return True
 
 
-class GDAClassifier(ClassifierMixin, SkclipBase):
+class GDAClassifier(LogitsMixin, SkclipBase):
     """Few-shot classification in closed form: class means and one shared covariance, added to the zero-shot
     logits.
 
@@ -261,8 +262,8 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
         Raises
         ------
         ValueError
-            If y holds one class only or a label without prototype, widths of features and prototypes differ,
-            or the weights are negative or all zero.
+            If y holds one class only or a label without prototype, widths of features and prototypes differ, every
+            row of a class is all zeros, or the weights are negative or all zero.
 
         Warns
         -----
@@ -271,19 +272,8 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
             text come from two models; if ``alpha="cv"`` meets a class with one picture.
         """
         check_parameters(self)
-        X, n_views = check_features(self, X, reset=True)
-        y = self._check_y(y)
-        check_consistent_length(X[::n_views], y)
-        weights = check_weights(sample_weight, len(y))
-        if weights is not None and not weights.all():
-            kept = weights > 0
-            X, y, weights = X[np.repeat(kept, n_views)], y[kept], weights[kept]
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"y holds one class only, {self.classes_[0].item()!r}; GDAClassifier needs at least two classes."
-            )
-        text = self._set_text()
+        X, codes, weights, n_views, _ = check_training(self, X, y, sample_weight)
+        text = set_text(self)
         if text is not None:
             warn_if_guessing(first_view(X, n_views), codes, text, stacklevel=3)
 
@@ -339,7 +329,7 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
         if not first and not hasattr(self, "moments_"):
             raise ValueError("partial_fit cannot continue a model made by with_classes: its new classes have no rows.")
         X, n_views = check_features(self, X, reset=first)
-        y = self._check_y(y)
+        y = check_target(self, y)
         check_consistent_length(X[::n_views], y)
         weights = check_weights(sample_weight, len(y))
         known = self.classes_ if classes is None else np.unique(check_labels(classes, name="classes"))
@@ -352,8 +342,9 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
                 f"classes={known.tolist()} differs from the classes of the first call, {self.classes_.tolist()}."
             )
         codes = rows_of_labels(known, y, source="classes")
+        check_directions(X, codes, known, n_views)
         self.classes_ = known
-        text = self._set_text() if first else self._text()
+        text = set_text(self) if first else fitted_text(self)
         if text is not None:
             warn_if_guessing(first_view(X, n_views), codes, text, stacklevel=3)
 
@@ -443,7 +434,7 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
         """
         check_is_fitted(self)
         X = first_view(*check_features(self, X))
-        text = self._text()
+        text = fitted_text(self)
         if text is not None and self.alpha_ == 0:
             return cosine_logits(unit_rows(X), text.prototypes, text.logit_scale)
         logits = np.zeros((len(X), len(self.classes_)))
@@ -455,52 +446,6 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
             if text is not None:
                 logits[part] += cosine_logits(unit_rows(X[part]), text.prototypes, text.logit_scale)
         return logits
-
-    def decision_function(self, X: Any) -> NDArray:
-        """Confidence scores in scikit-learn's shape.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features.
-
-        Returns
-        -------
-        ndarray of shape (n, K), or (n,) for two classes
-            For two classes the difference of the logits: positive means ``classes_[1]``.
-        """
-        logits = self.logits(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
-
-    def predict_proba(self, X: Any) -> NDArray:
-        """Softmax of the logits.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features.
-
-        Returns
-        -------
-        ndarray of shape (n, K)
-            Rows sum to 1.
-        """
-        return softmax(self.logits(X), axis=1)
-
-    def predict(self, X: Any) -> NDArray:
-        """The label of the largest logit.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features.
-
-        Returns
-        -------
-        ndarray of shape (n,)
-        """
-        best = np.argmax(self.logits(X), axis=1)
-        return self.classes_[best]
 
     def score_samples(self, X: Any) -> NDArray:
         """Log density of the unit rows under the mixture of the classes, larger for more familiar pictures.
@@ -526,38 +471,6 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
             rows = unit_rows(X[part].astype(np.float64))
             scores[part] = mixture_log_density(rows, means, self.precision_, log_priors)
         return scores - 0.5 * (self.log_det_ + self.rank_ * np.log(2.0 * np.pi))
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        return tags
-
-    def _check_y(self, y: ArrayLike) -> NDArray:
-        if y is None:
-            raise ValueError(
-                f"{type(self).__name__} requires y to be passed, but the target y is None. Expected "
-                "array-like (array or non-string sequence), got None."
-            )
-        labels = column_or_1d(y, dtype=None, warn=True) if hasattr(y, "shape") else y
-        labels = check_labels(labels)
-        assert_all_finite(labels, input_name="y")
-        # other kinds cannot be a regression target, and few shots would draw a warning
-        if labels.dtype.kind == "f":
-            check_classification_targets(labels)
-        return labels
-
-    def _set_text(self) -> ClassText | None:
-        text = resolve_text(self.zero_shot, self.classes_, self.n_features_in_, self.logit_scale)
-        self.prototypes_: NDArray | None
-        self.logit_scale_: float | None
-        self.zero_shot_: Any
-        self.prototypes_, self.logit_scale_, self.zero_shot_ = (None, None, None) if text is None else text
-        return text
-
-    def _text(self) -> ClassText | None:
-        if self.prototypes_ is None or self.logit_scale_ is None:
-            return None
-        return ClassText(self.prototypes_, self.logit_scale_, self.zero_shot_)
 
     def _set_model(self, moments: ClassMoments, gaussian: SharedGaussian) -> None:
         """Fitted attributes but for the text; alpha where it is a number."""
@@ -602,7 +515,7 @@ class GDAClassifier(ClassifierMixin, SkclipBase):
             return ONE_PICTURE_ALPHA if self.prototypes_ is not None else 1.0
         else:
             few_shot = fold_scores(pictures, log_priors, self.covariance, min(5, n_fewest))
-        text = self._text()
+        text = fitted_text(self)
 
         def blocks() -> Iterator[HeldOut]:
             for scores, part in few_shot:

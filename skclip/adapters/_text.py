@@ -92,6 +92,21 @@ def resolve_text(zero_shot: Any, classes: NDArray, n_features: int, logit_scale:
     return ClassText(unit_rows(prototypes[rows]), scale, estimator)
 
 
+def set_text(estimator: Any) -> ClassText | None:
+    """Resolve the ``zero_shot`` and ``logit_scale`` of an adapter that knows its classes, and set ``prototypes_``,
+    ``logit_scale_`` and ``zero_shot_``: all None without text."""
+    text = resolve_text(estimator.zero_shot, estimator.classes_, estimator.n_features_in_, estimator.logit_scale)
+    estimator.prototypes_, estimator.logit_scale_, estimator.zero_shot_ = (None, None, None) if text is None else text
+    return text
+
+
+def fitted_text(estimator: Any) -> ClassText | None:
+    """What `set_text` has set."""
+    if estimator.prototypes_ is None:
+        return None
+    return ClassText(estimator.prototypes_, estimator.logit_scale_, estimator.zero_shot_)
+
+
 def warn_if_guessing(X: NDArray, codes: NDArray, text: ClassText, *, stacklevel: int) -> None:
     """Warn where the text names the training rows no better than chance would.
 

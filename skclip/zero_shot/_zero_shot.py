@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
-from sklearn.base import ClassifierMixin, clone
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets
@@ -21,6 +20,7 @@ from skclip.features import CLIPTextFeatures
 from skclip.templates._templates import SLOT, Descriptions, Templates, check_descriptions, fill_templates
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
+from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import DEFAULT_LOGIT_SCALE, chance_message, cosine_logits, is_chance
 from skclip.utils._names import ClassNames, align_names, check_labels, rows_of_labels
 from skclip.utils._params import Interval, check_parameters
@@ -35,7 +35,7 @@ class _Knowledge(NamedTuple):
     digest: str | None
 
 
-class ZeroShotClassifier(ClassifierMixin, SkclipBase):
+class ZeroShotClassifier(LogitsMixin, SkclipBase):
     """Classify image features by the names of the classes, without a single labelled picture.
 
     Each class is one unit vector, its prototype: the mean of the normalised embeddings of its sentences (its
@@ -259,37 +259,6 @@ class ZeroShotClassifier(ClassifierMixin, SkclipBase):
         """
         return self._logits(X)[0]
 
-    def decision_function(self, X: Any) -> NDArray:
-        """Confidence scores in scikit-learn's shape.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features.
-
-        Returns
-        -------
-        ndarray of shape (n, K), or (n,) for two classes
-            For two classes the difference of the logits: positive means ``classes_[1]``.
-        """
-        logits = self.logits(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
-
-    def predict_proba(self, X: Any) -> NDArray:
-        """Softmax of the logits.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features.
-
-        Returns
-        -------
-        ndarray of shape (n, K)
-            Rows sum to 1.
-        """
-        return softmax(self.logits(X), axis=1)
-
     def predict(self, X: Any) -> NDArray:
         """The label of the nearest prototype.
 
@@ -312,7 +281,6 @@ class ZeroShotClassifier(ClassifierMixin, SkclipBase):
         tags = super().__sklearn_tags__()
         tags.requires_fit = not self._has_classes()
         tags.target_tags.required = False
-        tags.input_tags.three_d_array = True
         return tags
 
     def _has_classes(self) -> bool:

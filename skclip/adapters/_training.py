@@ -1,0 +1,84 @@
+"""What every adapter does with the training set first."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import assert_all_finite, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length
+
+from skclip.utils._arrays import check_features, check_weights
+from skclip.utils._names import check_labels
+
+
+class Training(NamedTuple):
+    """A checked training set of n pictures with V views each."""
+
+    X: NDArray  # (n * V, d) as given, of any length; row i * V + v is view v of picture i
+    codes: NDArray  # (n,) class of each picture, 0..K-1
+    weights: NDArray | None  # (n,)
+    n_views: int
+    kept: NDArray  # (n,) positions of these pictures in what was passed
+
+
+def check_training(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Training:
+    """Validate X, y and weights of `fit`, and set ``classes_`` (and ``n_features_in_``) of `estimator`.
+
+    Pictures of weight 0 are left out.
+
+    Raises
+    ------
+    ValueError
+        If y holds one class only or fits no classification, every row of a class is all zeros, or X, y and weights
+        differ in length.
+    """
+    X, n_views = check_features(estimator, X, reset=True)
+    y = check_target(estimator, y)
+    check_consistent_length(X[::n_views], y)
+    weights = check_weights(sample_weight, len(y))
+    kept = np.arange(len(y))
+    if weights is not None and not weights.all():
+        kept = np.flatnonzero(weights)
+        X = X.reshape(len(y), n_views, -1)[kept].reshape(-1, X.shape[1])
+        y, weights = y[kept], weights[kept]
+    estimator.classes_, codes = np.unique(y, return_inverse=True)
+    if len(estimator.classes_) < 2:
+        raise ValueError(
+            f"y holds one class only, {estimator.classes_[0].item()!r}; {type(estimator).__name__} needs at least "
+            "two classes."
+        )
+    check_directions(X, codes, estimator.classes_, n_views)
+    return Training(X, codes, weights, n_views, kept)
+
+
+def check_target(estimator: Any, y: ArrayLike) -> NDArray:
+    """y as a one-dimensional array of labels of one type."""
+    if y is None:
+        raise ValueError(
+            f"{type(estimator).__name__} requires y to be passed, but the target y is None. Expected "
+            "array-like (array or non-string sequence), got None."
+        )
+    labels = column_or_1d(y, dtype=None, warn=True) if hasattr(y, "shape") else y
+    labels = check_labels(labels)
+    assert_all_finite(labels, input_name="y")
+    # other kinds cannot be a regression target, and few shots would draw a warning
+    if labels.dtype.kind == "f":
+        check_classification_targets(labels)
+    return labels
+
+
+def check_directions(X: NDArray, codes: NDArray, classes: NDArray, n_views: int) -> None:
+    """Refuse a class all of whose rows are zeros: they have no direction, and so no cosine with anything."""
+    zero = ~X.any(axis=1)
+    if not zero.any():
+        return
+    codes = np.repeat(codes, n_views)
+    empty = np.setdiff1d(codes[zero], codes[~zero])
+    if empty.size:
+        raise ValueError(
+            f"Every row of class {classes[empty[0]].item()!r} is all zeros, and {int(zero.sum())} of the {len(X)} rows "
+            "of X are; features have a direction. Were these pictures encoded?"
+        )
