@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_normal
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.covariance import GraphicalLasso, LedoitWolf, ShrunkCovariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.frozen import FrozenEstimator
@@ -23,41 +23,6 @@ from skclip.utils import SkclipWarning
 from skclip.utils._arrays import unit_rows
 
 COVARIANCES = ["ks", "pooled", "empirical", "ledoit_wolf", "oas"]
-
-
-class Text(BaseEstimator):
-    """What adapters read of a text-side estimator."""
-
-    def __init__(self, prototypes=None, classes=None, logit_scale=None, new=None):
-        self.prototypes = prototypes
-        self.classes = classes
-        self.logit_scale = logit_scale
-        self.new = new
-
-    def fit(self, X=None, y=None):
-        self.classes_, order = np.unique(self.classes, return_index=True)
-        self.prototypes_ = unit_rows(np.asarray(self.prototypes))[order].astype(np.float32)
-        self.logit_scale_ = 100.0 if self.logit_scale is None else self.logit_scale
-        return self
-
-    def with_classes(self, class_names):
-        labels = list(class_names)
-        return Text([self.new[label] for label in labels], labels, new=self.new).fit()
-
-
-def anisotropic_world(shots=16, n_classes=20, d=64, n_test=2000, seed=0):
-    """Classes that differ least where the noise is largest, and noisy text beyond a modality gap."""
-    rng = np.random.default_rng(seed)
-    common, gap = rng.normal(size=d), rng.normal(size=d)
-    signal = rng.normal(size=(n_classes, d))
-    noise = np.linalg.qr(rng.normal(size=(d, d)))[0] * np.geomspace(5.0, 0.2, d)
-    text = unit_rows(common + gap + 0.35 * (signal + 0.8 * rng.normal(size=signal.shape)))
-
-    def draw(y):
-        return 2 * common + 0.8 * signal[y] + rng.normal(size=(len(y), d)) @ noise.T
-
-    y, y_test = np.repeat(np.arange(n_classes), shots), rng.integers(0, n_classes, n_test)
-    return draw(y), y, draw(y_test), y_test, text
 
 
 def small(n=60, d=10, n_classes=4, seed=0, spread=1.0):
@@ -148,7 +113,7 @@ def test_order_of_rows_their_length_and_rotations_change_nothing(covariance, alp
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_beats_every_plain_method_where_the_noise_is_anisotropic(seed):
+def test_beats_every_plain_method_where_the_noise_is_anisotropic(seed, anisotropic_world):
     X, y, X_test, y_test, text = anisotropic_world(seed=seed)
     alone = GDAClassifier().fit(X, y).score(X_test, y_test)
     both = GDAClassifier(text, alpha="cv").fit(X, y)
@@ -164,7 +129,7 @@ def test_beats_every_plain_method_where_the_noise_is_anisotropic(seed):
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
-def test_alpha_cv_is_at_least_as_good_as_both_parts(shots):
+def test_alpha_cv_is_at_least_as_good_as_both_parts(shots, anisotropic_world):
     reached = []
     for seed in range(5):
         X, y, X_test, y_test, text = anisotropic_world(shots, seed=seed)
@@ -327,46 +292,46 @@ def test_priors():
             GDAClassifier(priors=bad).fit(X, y)
 
 
-def test_text_is_aligned_by_label():
+def test_text_is_aligned_by_label(text_estimator):
     X, y, text = small()
     names = np.array(["zebra", "ant", "owl", "cat"])  # sorted: ant, cat, owl, zebra
     expected = GDAClassifier(text, alpha=0.1).fit(X, y)
-    clf = GDAClassifier(Text(text, names), alpha=0.1).fit(X, names[y])
+    clf = GDAClassifier(text_estimator(text, names), alpha=0.1).fit(X, names[y])
     assert clf.classes_.tolist() == ["ant", "cat", "owl", "zebra"]
     np.testing.assert_array_equal(clf.predict(X), names[expected.predict(X)])
     np.testing.assert_allclose(clf.logits(X), expected.logits(X)[:, [1, 3, 2, 0]], rtol=1e-6)
 
 
-def test_text_of_classes_absent_from_y_is_left_out():
+def test_text_of_classes_absent_from_y_is_left_out(text_estimator):
     X, y, text = small()
     few = y != 1
-    for zero_shot in (text, Text(text, [0, 1, 2, 3])):
+    for zero_shot in (text, text_estimator(text, [0, 1, 2, 3])):
         clf = GDAClassifier(zero_shot, alpha=0).fit(X[few], y[few])
         assert clf.classes_.tolist() == [0, 2, 3]
         np.testing.assert_allclose(clf.prototypes_, unit_rows(text)[[0, 2, 3]], rtol=1e-6)
 
 
-def test_text_errors():
+def test_text_errors(text_estimator):
     X, y, text = small()
     with pytest.raises(ValueError, match=r"\b3\b.*zero_shot"):
-        GDAClassifier(Text(text[:3], [0, 1, 2])).fit(X, y)
+        GDAClassifier(text_estimator(text[:3], [0, 1, 2])).fit(X, y)
     with pytest.raises(ValueError, match=r"3.*ZeroShotClassifier\(prototypes=\.\.\., classes="):
         GDAClassifier(text[:3]).fit(X, y)
     with pytest.raises(ValueError, match=r"'a'.*ZeroShotClassifier\(prototypes=\.\.\., classes="):
         GDAClassifier(text).fit(X, np.array(list("abcd"))[y])
-    for zero_shot in (text[:, :9], Text(text[:, :9], [0, 1, 2, 3])):
+    for zero_shot in (text[:, :9], text_estimator(text[:, :9], [0, 1, 2, 3])):
         with pytest.raises(ValueError, match=r"width 9.*10 features"):
             GDAClassifier(zero_shot).fit(X, y)
 
 
-def test_text_estimators_are_cloned_unless_frozen():
+def test_text_estimators_are_cloned_unless_frozen(text_estimator):
     X, y, text = small()
-    loose = Text(text, [0, 1, 2, 3], logit_scale=7.0)
+    loose = text_estimator(text, [0, 1, 2, 3], logit_scale=7.0)
     clf = GDAClassifier(loose).fit(X, y)
     assert not hasattr(loose, "classes_")
     assert clf.logit_scale_ == 7.0
     assert GDAClassifier(loose, logit_scale=30.0).fit(X, y).logit_scale_ == 30.0
-    kept = Text(text, [0, 1, 2, 3]).fit()
+    kept = text_estimator(text, [0, 1, 2, 3]).fit()
     kept.logit_scale_ = 3.0  # a fit would set 100
     assert GDAClassifier(FrozenEstimator(kept)).fit(X, y).logit_scale_ == 3.0
 
@@ -476,10 +441,10 @@ def test_equal_rows_give_equal_probabilities():
     np.testing.assert_allclose(clf.predict_proba(np.ones((2, 4))), 1 / 3)
 
 
-def test_with_classes_is_the_base_to_new_protocol():
+def test_with_classes_is_the_base_to_new_protocol(text_estimator):
     X, y, text = small(n=200, d=12)
     new = {"rook": np.arange(12.0) - 3, "jay": np.ones(12) - np.eye(12)[2]}
-    zero_shot = Text(text, [0, 1, 2, 3], new=new)
+    zero_shot = text_estimator(text, [0, 1, 2, 3], new=new)
     base = GDAClassifier(zero_shot, alpha=0.3, covariance="pooled").fit(X, y)
     before = pickle.dumps(base)
     clf = base.with_classes({"rook": "a rook", "jay": "a jay"})
@@ -501,9 +466,9 @@ def test_with_classes_is_the_base_to_new_protocol():
     assert again.precision_factor_ == pytest.approx(clf.precision_factor_)
 
 
-def test_with_classes_weighs_the_new_classes_as_the_base_ones():
+def test_with_classes_weighs_the_new_classes_as_the_base_ones(text_estimator):
     X, y, text = small(n=200, d=12)
-    zero_shot = Text(text, [0, 1, 2, 3], new={"jay": np.ones(12), "rook": np.arange(12.0)})
+    zero_shot = text_estimator(text, [0, 1, 2, 3], new={"jay": np.ones(12), "rook": np.arange(12.0)})
     clf = GDAClassifier(zero_shot).fit(X, y)
     rho = new_class_model(unit_rows(X), unit_rows(text))[2]
     new = clf.with_classes({"jay": "a jay", "rook": "a rook"})
@@ -550,7 +515,7 @@ def test_decision_function_of_two_classes_is_the_difference():
     np.testing.assert_allclose(clf.decision_function(X), logits[:, 1] - logits[:, 0])
 
 
-def test_float32_rows_are_close_to_float64():
+def test_float32_rows_are_close_to_float64(anisotropic_world):
     X, y, X_test, _, text = anisotropic_world()
     double = GDAClassifier(text, alpha=0.1).fit(X, y).predict_proba(X_test)
     single = GDAClassifier(text.astype(np.float32), alpha=0.1).fit(X.astype(np.float32), y)
@@ -558,9 +523,9 @@ def test_float32_rows_are_close_to_float64():
 
 
 @pytest.mark.parametrize("params", [{}, {"alpha": "cv"}, {"covariance": "pooled"}])
-def test_pickles_to_its_arrays(params, tmp_path):
+def test_pickles_to_its_arrays(params, tmp_path, text_estimator):
     X, y, text = small(n=200, d=60)
-    clf = GDAClassifier(Text(text, [0, 1, 2, 3]), **params).fit(X, y)
+    clf = GDAClassifier(text_estimator(text, [0, 1, 2, 3]), **params).fit(X, y)
     arrays = [*vars(clf).values(), *clf.moments_.values()]
     size = sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
     given = len(pickle.dumps(clf.zero_shot)) + len(pickle.dumps(clf.zero_shot_))
@@ -582,8 +547,8 @@ def test_skops_trusts_only_what_it_knows():
     np.testing.assert_array_equal(io.loads(data, trusted=unknown).logits(X), clf.logits(X))
 
 
-def test_grid_search_over_nested_parameters():
+def test_grid_search_over_nested_parameters(text_estimator):
     X, y, text = small()
     grid = {"alpha": [0.1, 1.0], "covariance": ["ks", "pooled"], "zero_shot__logit_scale": [10.0, 100.0]}
-    search = GridSearchCV(GDAClassifier(Text(text, [0, 1, 2, 3])), grid, cv=3).fit(X, y)
+    search = GridSearchCV(GDAClassifier(text_estimator(text, [0, 1, 2, 3])), grid, cv=3).fit(X, y)
     assert search.best_score_ > 0.5

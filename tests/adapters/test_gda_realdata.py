@@ -9,7 +9,6 @@ import pytest
 
 from skclip.adapters import GDAClassifier
 from skclip.utils import SkclipWarning
-from skclip.utils._arrays import unit_rows
 
 pytestmark = pytest.mark.realdata
 
@@ -19,19 +18,9 @@ MEASURED = {
 }
 
 
-def load(folder, name):
-    path = folder / "clip-vit-b-32-openai" / f"{name}.npz"
-    if not path.is_file():
-        pytest.skip(f"no {path.name}")
-    with np.load(path) as arrays:
-        return {key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in arrays.items()}
-
-
 @pytest.fixture(scope="module")
-def imagenet(realdata):
-    data = load(realdata, "imagenet")
-    data["text"] = unit_rows(unit_rows(data["text_a"]) + unit_rows(data["text_b"]))
-    return data
+def imagenet(real_features):
+    return real_features("imagenet")
 
 
 def accuracy(clf, data, test):
@@ -39,8 +28,8 @@ def accuracy(clf, data, test):
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_gda_without_text(realdata, name):
-    data = load(realdata, name)
+def test_gda_without_text(real_features, name):
+    data = real_features(name)
     for shots, expected in MEASURED[name].items():
         clf = GDAClassifier().fit(data[f"X_train_{shots}"], data[f"y_train_{shots}"])
         assert 100 * clf.score(data["X_test"], data["y_test"]) == pytest.approx(expected, abs=0.1)
