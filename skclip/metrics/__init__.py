@@ -1,0 +1,51 @@
+"""Calibration, robustness, out-of-distribution and retrieval measures, as functions and as scorers."""
+
+from skclip.metrics._association import cab_score, swap_rate
+from skclip.metrics._calibration import (
+    adaptive_calibration_error,
+    area_under_risk_coverage,
+    brier_score_multiclass,
+    confidence_correctness_correlation,
+    expected_calibration_error,
+    negative_log_likelihood,
+    overconfidence_rate,
+    reliability_curve,
+    risk_coverage_curve,
+)
+from skclip.metrics._groups import factor_accuracy, factor_gap, group_accuracy, shape_bias, worst_group_accuracy
+from skclip.metrics._ood import fpr_at_tpr, ood_aupr, ood_auroc
+from skclip.metrics._retrieval import retrieval_average_precision, retrieval_recall
+from skclip.metrics._robustness import (
+    effective_robustness,
+    mean_corruption_error,
+    relative_mean_corruption_error,
+    relative_robustness,
+)
+
+__all__ = [
+    "adaptive_calibration_error",
+    "area_under_risk_coverage",
+    "brier_score_multiclass",
+    "cab_score",
+    "confidence_correctness_correlation",
+    "effective_robustness",
+    "expected_calibration_error",
+    "factor_accuracy",
+    "factor_gap",
+    "fpr_at_tpr",
+    "group_accuracy",
+    "mean_corruption_error",
+    "negative_log_likelihood",
+    "ood_aupr",
+    "ood_auroc",
+    "overconfidence_rate",
+    "relative_mean_corruption_error",
+    "relative_robustness",
+    "reliability_curve",
+    "retrieval_average_precision",
+    "retrieval_recall",
+    "risk_coverage_curve",
+    "shape_bias",
+    "swap_rate",
+    "worst_group_accuracy",
+]
