@@ -1,0 +1,5 @@
+"""Classifiers made of several classifiers."""
+
+from skclip.ensemble._trust import TrustOrchestrator
+
+__all__ = ["TrustOrchestrator"]
