@@ -56,11 +56,23 @@ def distinct_pictures(rows: NDArray, codes: NDArray, weights: NDArray, n_views: 
     n_views : int
     """
     views = rows.reshape(len(codes), n_views, -1)
-    flat = np.ascontiguousarray(views.reshape(len(codes), -1) + 0.0)  # + 0.0 turns -0.0 into 0.0: equal, equal bytes
+    _, first, group = np.unique(same_pictures(views, codes), return_index=True, return_inverse=True)
+    return Pictures(views[first], codes[first], np.bincount(group, weights=weights))
+
+
+def same_pictures(rows: NDArray, codes: NDArray) -> NDArray:
+    """A number for each picture, (n,), equal for those of one class with equal values, ascending by the values.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, ...)
+    codes : ndarray of shape (n,)
+        Class of each picture.
+    """
+    flat = np.ascontiguousarray(rows.reshape(len(codes), -1) + 0.0)  # + 0.0 turns -0.0 into 0.0: equal, equal bytes
     keys = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1]))).ravel()
     contents = np.unique(keys, return_inverse=True)[1].ravel().astype(np.int64)
-    _, first, group = np.unique(contents * (codes.max() + 1) + codes, return_index=True, return_inverse=True)
-    return Pictures(views[first], codes[first], np.bincount(group, weights=weights))
+    return contents * (codes.max() + 1) + codes
 
 
 def leave_one_out_scores(
