@@ -21,6 +21,7 @@ from skclip.metrics._robustness import (
     relative_mean_corruption_error,
     relative_robustness,
 )
+from skclip.metrics._scorers import get_scorer, scorer_names
 
 __all__ = [
     "adaptive_calibration_error",
@@ -33,6 +34,7 @@ __all__ = [
     "factor_accuracy",
     "factor_gap",
     "fpr_at_tpr",
+    "get_scorer",
     "group_accuracy",
     "mean_corruption_error",
     "negative_log_likelihood",
@@ -45,6 +47,7 @@ __all__ = [
     "retrieval_average_precision",
     "retrieval_recall",
     "risk_coverage_curve",
+    "scorer_names",
     "shape_bias",
     "swap_rate",
     "worst_group_accuracy",

@@ -70,7 +70,8 @@ def label_columns(y_true: ArrayLike, n_columns: int, labels: ArrayLike | None) -
         raise ValueError(f"labels holds {len(labels)} labels, but y_prob has {n_columns} columns; pass one for each.")
     if len(np.unique(labels)) < n_columns:
         raise ValueError("labels repeats a label; every column needs its own.")
-    return rows_of_labels(labels, y_true, what="y_true", source="labels")
+    present, codes = np.unique(y_true, return_inverse=True)
+    return rows_of_labels(labels, present, what="y_true", source="labels")[codes]
 
 
 def check_scores(name: str, scores: ArrayLike, *, ndim: int = 1) -> NDArray:
