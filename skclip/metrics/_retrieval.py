@@ -207,17 +207,17 @@ def _check_relevant(relevant: Any, shape: tuple[int, int]) -> _Relevant:
         lists = [np.unique(np.atleast_1d(np.asarray(entry))) for entry in relevant]
         counts = np.array([len(entry) for entry in lists])
         queries = np.repeat(np.arange(n_queries), counts)
-        items = np.concatenate(lists)
-        _check_positions(items, queries, n_items)
-        items = items.astype(np.intp)
+        items = _check_positions([entry for entry in lists if len(entry)], queries, n_items)
     empty = np.flatnonzero(counts == 0)
     if empty.size:
         raise ValueError(f"Nothing is relevant to query {empty[0]}; leave out the queries that nothing belongs to.")
     return _Relevant(queries, items, np.cumsum(counts) - counts, counts)
 
 
-def _check_positions(items: NDArray, queries: NDArray, n_items: int) -> None:
-    if items.size and items.dtype.kind not in "iu":
+def _check_positions(lists: list[NDArray], queries: NDArray, n_items: int) -> NDArray:
+    """All positions in a row."""
+    items = np.concatenate(lists) if lists else np.empty(0, dtype=np.intp)
+    if items.dtype.kind not in "iu":
         raise ValueError(
             f"relevant holds {items[0].item()!r}; it tells positions of items, whole numbers, or is a matrix of bool."
         )
@@ -227,3 +227,4 @@ def _check_positions(items: NDArray, queries: NDArray, n_items: int) -> None:
             f"relevant names item {items[wrong[0]]} for query {queries[wrong[0]]}, but similarity has {n_items} "
             "columns, 0 and up."
         )
+    return items.astype(np.intp)

@@ -315,7 +315,7 @@ def test_bad_options():
     y, prob = predictions(n=6)
     with pytest.raises(ValueError, match="n_bins must be a positive whole number, got 0"):
         expected_calibration_error(y, prob, n_bins=0)
-    with pytest.raises(ValueError, match="n_bins must be a positive whole number, got 2.5"):
+    with pytest.raises(ValueError, match=r"n_bins must be a positive whole number, got 2\.5"):
         adaptive_calibration_error(y, prob, n_bins=2.5)
     with pytest.raises(ValueError, match="strategy must be one of 'uniform', 'quantile', got 'kmeans'"):
         expected_calibration_error(y, prob, strategy="kmeans")
