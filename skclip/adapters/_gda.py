@@ -434,18 +434,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         """
         check_is_fitted(self)
         X = first_view(*check_features(self, X))
-        text = fitted_text(self)
-        if text is not None and self.alpha_ == 0:
-            return cosine_logits(unit_rows(X), text.prototypes, text.logit_scale)
-        logits = np.zeros((len(X), len(self.classes_)))
-        if self.alpha_ == 0:
-            return logits
-        for part in row_batches(len(X), 8 * (len(self.classes_) + 3 * X.shape[1])):
-            rows = unit_rows(X[part].astype(np.float64))
-            logits[part] = self.alpha_ * gda_scores(rows, self.coef_, self.intercept_)
-            if text is not None:
-                logits[part] += cosine_logits(unit_rows(X[part]), text.prototypes, text.logit_scale)
-        return logits
+        return mixed_logits(X, self.coef_, self.intercept_, self.alpha_, fitted_text(self))
 
     def score_samples(self, X: Any) -> NDArray:
         """Log density of the unit rows under the mixture of the classes, larger for more familiar pictures.
@@ -555,6 +544,24 @@ def gda_weights(means: NDArray, precision: NDArray, log_priors: NDArray) -> tupl
 def gda_scores(rows: NDArray, coef: NDArray, intercept: NDArray) -> NDArray:
     """``x W^T + b``, (n, K)."""
     return rows @ coef.T + intercept
+
+
+def mixed_logits(X: NDArray, coef: NDArray, intercept: NDArray, alpha: float, text: ClassText | None) -> NDArray:
+    """``logit_scale * x T^T + alpha * (x W^T + b)`` of rows of any length, (n, K), block by block.
+
+    Float64, as the terms cancel; with ``alpha=0`` the zero-shot logits unchanged.
+    """
+    if text is not None and alpha == 0:
+        return cosine_logits(unit_rows(X), text.prototypes, text.logit_scale)
+    logits = np.zeros((len(X), len(coef)))
+    if alpha == 0:
+        return logits
+    for part in row_batches(len(X), 8 * (len(coef) + 3 * X.shape[1])):
+        rows = unit_rows(X[part].astype(np.float64))
+        logits[part] = alpha * gda_scores(rows, coef, intercept)
+        if text is not None:
+            logits[part] += cosine_logits(unit_rows(X[part]), text.prototypes, text.logit_scale)
+    return logits
 
 
 def mixture_log_density(rows: NDArray, means: NDArray, precision: NDArray, log_priors: NDArray) -> NDArray:

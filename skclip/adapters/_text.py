@@ -39,7 +39,9 @@ class ClassText(NamedTuple):
     estimator: Any
 
 
-def resolve_text(zero_shot: Any, classes: NDArray, n_features: int, logit_scale: float | None) -> ClassText | None:
+def resolve_text(
+    zero_shot: Any, classes: NDArray | None, n_features: int, logit_scale: float | None
+) -> ClassText | None:
     """Prototypes of `classes` from the ``zero_shot`` parameter of an adapter.
 
     Parameters
@@ -47,8 +49,8 @@ def resolve_text(zero_shot: Any, classes: NDArray, n_features: int, logit_scale:
     zero_shot : estimator, array-like of shape (n_prototypes, d), or None
         An estimator is cloned and fitted (a `FrozenEstimator` stays as it is). The rows of an array belong
         to the labels 0..n_prototypes-1.
-    classes : ndarray of shape (K,)
-        Labels of y, sorted. Prototypes of other labels are left out.
+    classes : ndarray of shape (K,) or None
+        Labels of y, sorted. Prototypes of other labels are left out. None: all that `zero_shot` knows.
     n_features : int
         d, the width of the image features.
     logit_scale : float or None
@@ -81,13 +83,14 @@ def resolve_text(zero_shot: Any, classes: NDArray, n_features: int, logit_scale:
         prototypes = check_array(zero_shot, dtype=[np.float64, np.float32], input_name="zero_shot")
         known, own_scale = np.arange(len(prototypes)), DEFAULT_LOGIT_SCALE
         source = "the rows of zero_shot"
-        _check_positions(classes, len(prototypes))
+        if classes is not None:
+            _check_positions(classes, len(prototypes))
     if prototypes.shape[1] != n_features:
         raise ValueError(
             f"zero_shot holds prototypes of width {prototypes.shape[1]}, but X has {n_features} features; "
             "both must come from one model."
         )
-    rows = rows_of_labels(known, classes, source=source)
+    rows = np.arange(len(known)) if classes is None else rows_of_labels(known, classes, source=source)
     scale = own_scale if logit_scale is None else float(logit_scale)
     return ClassText(unit_rows(prototypes[rows]), scale, estimator)
 
@@ -96,8 +99,13 @@ def set_text(estimator: Any) -> ClassText | None:
     """Resolve the ``zero_shot`` and ``logit_scale`` of an adapter that knows its classes, and set ``prototypes_``,
     ``logit_scale_`` and ``zero_shot_``: all None without text."""
     text = resolve_text(estimator.zero_shot, estimator.classes_, estimator.n_features_in_, estimator.logit_scale)
-    estimator.prototypes_, estimator.logit_scale_, estimator.zero_shot_ = (None, None, None) if text is None else text
+    set_fitted_text(estimator, text)
     return text
+
+
+def set_fitted_text(estimator: Any, text: ClassText | None) -> None:
+    """What `fitted_text` reads."""
+    estimator.prototypes_, estimator.logit_scale_, estimator.zero_shot_ = (None, None, None) if text is None else text
 
 
 def fitted_text(estimator: Any) -> ClassText | None:
