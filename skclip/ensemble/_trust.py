@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, h
 from skclip.adapters import GDAClassifier, SimilarityVoteClassifier
 from skclip.features import CLIPFeatures
 from skclip.metrics import confidence_correctness_correlation, expected_calibration_error, overconfidence_rate
-from skclip.utils._arrays import check_weights
+from skclip.utils._arrays import check_weights, take_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
 from skclip.utils._names import check_labels
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
@@ -669,17 +669,6 @@ def held_out_splits(cv: Any, y: NDArray, codes: NDArray) -> list[tuple[NDArray, 
     splitter = check_cv(n_folds, y[several], classifier=True)
     splits = splitter.split(np.zeros((len(several), 1)), codes[several])
     return [(np.sort(np.append(several[train], alone)), several[test]) for train, test in splits]
-
-
-def take_rows(X: Any, positions: NDArray) -> Any:
-    """Samples of a matrix, a table or a sequence of pictures."""
-    if hasattr(X, "iloc"):
-        return X.iloc[positions]
-    if hasattr(X, "shape"):
-        return X[positions]
-    if not hasattr(X, "__getitem__"):
-        return np.asarray(X)[positions]
-    return [X[position] for position in positions.tolist()]
 
 
 def raw_encoder(agent: Any) -> Any:

@@ -1,3 +1,7 @@
 """Reports and probes: how a fitted model behaves beyond its accuracy."""
 
-__all__: list[str] = []
+from skclip.evaluation._association import ConceptAssociationProbe, compose_pairs
+from skclip.evaluation._robustness_line import RobustnessLine
+from skclip.evaluation._temperature import fit_temperature
+
+__all__ = ["ConceptAssociationProbe", "RobustnessLine", "compose_pairs", "fit_temperature"]

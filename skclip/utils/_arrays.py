@@ -106,3 +106,14 @@ def row_batches(n_rows: int, bytes_per_row: int) -> Iterator[slice]:
     """Consecutive slices of rows whose temporaries stay within scikit-learn's ``working_memory``."""
     most = int(get_config()["working_memory"] * 2**20) // max(1, bytes_per_row)
     return gen_batches(n_rows, max(1, most))
+
+
+def take_rows(X: Any, positions: NDArray) -> Any:
+    """Samples of a matrix, a table or a sequence of pictures."""
+    if hasattr(X, "iloc"):
+        return X.iloc[positions]
+    if hasattr(X, "shape"):
+        return X[positions]
+    if not hasattr(X, "__getitem__"):
+        return np.asarray(X)[positions]
+    return [X[position] for position in positions.tolist()]
