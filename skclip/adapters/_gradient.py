@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skclip._backbones import resolve_device
+from skclip.adapters._held_out import validation_split
+from skclip.adapters._training import Training
+from skclip.utils._arrays import unit_rows
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +40,26 @@ class Pictures(NamedTuple):
     views: NDArray  # (n, V, d)
     codes: NDArray  # (n,)
     weights: NDArray | None  # (n,)
+
+    @classmethod
+    def of(cls, training: Training) -> Pictures:
+        """Unit rows of a checked training set."""
+        views = unit_rows(training.X).reshape(len(training.codes), training.n_views, -1)
+        return cls(views, training.codes, training.weights)
+
+    def take(self, chosen: NDArray) -> Pictures:
+        return Pictures(self.views[chosen], self.codes[chosen], None if self.weights is None else self.weights[chosen])
+
+    def flat(self) -> tuple[NDArray, NDArray, NDArray]:
+        """Rows, codes and weights with every view as a row."""
+        n_pictures, n_views, width = self.views.shape
+        weights = np.ones(n_pictures) if self.weights is None else self.weights
+        return self.views.reshape(-1, width), np.repeat(self.codes, n_views), np.repeat(weights, n_views)
+
+    def split(self, fraction: float, rng: np.random.RandomState) -> tuple[Pictures, Pictures]:
+        """Pictures to train on and to stop early by, see `validation_split`."""
+        train, held = validation_split(self.codes, fraction, rng)
+        return self.take(train), self.take(held)
 
 
 class Trained(NamedTuple):
@@ -76,7 +99,7 @@ def minimise_cross_entropy(
     constants : dict of ndarray, default=None
         What `logits` and `penalty` need besides.
     penalty : callable, default=None
-        ``penalty(parameters, constants) -> scalar``, added to the loss of every batch.
+        ``penalty(parameters, constants) -> scalar``, added to the loss of every batch, and so to ``loss_curve``.
     after_epoch : callable, default=None
         ``after_epoch(parameters, constants)``; may change `constants` in place.
     validation : Pictures, default=None
@@ -109,57 +132,60 @@ def minimise_cross_entropy(
     def to_torch(array: NDArray) -> torch.Tensor:
         return torch.from_numpy(np.array(array)).to(where, kind)  # a copy: arrays may be read-only
 
+    def to_codes(array: NDArray) -> torch.Tensor:
+        return torch.from_numpy(np.array(array, dtype=np.int64)).to(where)
+
     fixed = {key: to_torch(value) for key, value in (constants or {}).items()}
     learned = {key: to_torch(value).requires_grad_() for key, value in parameters.items()}
-    views, codes = to_torch(pictures.views), torch.from_numpy(np.array(pictures.codes, dtype=np.int64)).to(where)
-    weights = None if pictures.weights is None else to_torch(pictures.weights)
+    views, codes = to_torch(pictures.views), to_codes(pictures.codes)
+    # of mean 1 over all pictures, not over a batch: a heavy picture then weighs the same in whatever company
+    weights = None if pictures.weights is None else to_torch(pictures.weights / pictures.weights.mean())
+    held_out = None
+    if validation is not None:
+        shares = np.ones(len(validation.codes)) if validation.weights is None else validation.weights
+        held_out = to_torch(validation.views[:, 0]), to_codes(validation.codes), to_torch(shares / shares.sum())
     n_pictures, n_views = pictures.views.shape[:2]
-    n_batches = math.ceil(n_pictures / recipe.batch_size)
+    n_steps = recipe.max_iter * math.ceil(n_pictures / recipe.batch_size)
     optimizer = _optimizer(list(learned.values()), recipe)
     progress = _Progress(recipe)
     best = {key: value.detach().clone() for key, value in learned.items()}
+    step = 0
 
-    epochs = tqdm(range(recipe.max_iter), desc=name, disable=not verbose, unit="epoch")
-    for epoch in epochs:
-        order = torch.from_numpy(random_state.permutation(n_pictures)).to(where)
-        drawn = torch.from_numpy(random_state.randint(n_views, size=n_pictures, dtype=np.int64)).to(where)
-        total, weight = 0.0, 0.0
-        for step, batch in enumerate(order.split(recipe.batch_size)):
-            for group in optimizer.param_groups:
-                done = (epoch * n_batches + step) / (recipe.max_iter * n_batches)
-                group["lr"] = recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
-            scores = logits(learned, fixed, views[batch, drawn[batch]])
-            losses = torch.nn.functional.cross_entropy(scores, codes[batch], reduction="none")
-            if weights is None:
-                loss, batch_weight = losses.mean(), float(len(batch))
-            else:
-                batch_weight = float(weights[batch].sum())
-                loss = weights[batch] @ losses / batch_weight
-            if penalty is not None:
-                loss = loss + penalty(learned, fixed)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total, weight = total + float(loss.detach()) * batch_weight, weight + batch_weight
-        if after_epoch is not None:
-            with torch.no_grad():
-                after_epoch(learned, fixed)
-        if not math.isfinite(total):
-            raise ValueError(
-                f"The loss of {name} is no longer finite in epoch {epoch + 1}; a smaller learning_rate than "
-                f"{recipe.learning_rate:g} may help."
-            )
-        score = None
-        if validation is not None:
-            score = _accuracy(logits, learned, fixed, validation, to_torch, recipe.batch_size)
-        improved, finished = progress.add(total / weight, score)
-        if improved or validation is None:
-            for key, value in learned.items():
-                best[key].copy_(value.detach())
-        epochs.set_postfix(loss=f"{total / weight:.4g}", refresh=False)
-        if finished:
-            break
-    epochs.close()
+    with tqdm(range(recipe.max_iter), desc=name, disable=not verbose, unit="epoch") as epochs:
+        for epoch in epochs:
+            order = torch.from_numpy(random_state.permutation(n_pictures)).to(where)
+            drawn = torch.from_numpy(random_state.randint(n_views, size=n_pictures, dtype=np.int64)).to(where)
+            total = torch.zeros((), device=where, dtype=kind)
+            for batch in order.split(recipe.batch_size):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
+                scores = logits(learned, fixed, views[batch, drawn[batch]])
+                losses = torch.nn.functional.cross_entropy(scores, codes[batch], reduction="none")
+                loss = losses.mean() if weights is None else weights[batch] @ losses / len(batch)
+                if penalty is not None:
+                    loss = loss + penalty(learned, fixed)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.detach() * (len(batch) / n_pictures)
+                step += 1
+            if after_epoch is not None:
+                with torch.no_grad():
+                    after_epoch(learned, fixed)
+            epoch_loss = float(total)
+            if not math.isfinite(epoch_loss):
+                raise ValueError(
+                    f"The loss of {name} is no longer finite in epoch {epoch + 1}; a smaller learning_rate than "
+                    f"{recipe.learning_rate:g} may help."
+                )
+            score = None if held_out is None else _accuracy(logits, learned, fixed, held_out, recipe.batch_size)
+            improved, finished = progress.add(epoch_loss, score)
+            if improved or held_out is None:
+                for key, value in learned.items():
+                    best[key].copy_(value.detach())
+            epochs.set_postfix(loss=f"{epoch_loss:.4g}", refresh=False)
+            if finished:
+                break
     kept = {key: value.cpu().numpy().astype(pictures.views.dtype, copy=False) for key, value in best.items()}
     return Trained(kept, progress.losses, progress.scores, len(progress.losses))
 
@@ -197,17 +223,12 @@ def _accuracy(
     logits: Callable[[Tensors, Tensors, torch.Tensor], torch.Tensor],
     learned: Tensors,
     fixed: Tensors,
-    pictures: Pictures,
-    to_torch: Callable[[NDArray], torch.Tensor],
+    held_out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     batch_size: int,
 ) -> float:
     import torch
 
-    weights = np.ones(len(pictures.codes)) if pictures.weights is None else pictures.weights
-    right = 0.0
+    rows, codes, shares = held_out
     with torch.no_grad():
-        for start in range(0, len(pictures.codes), batch_size):
-            part = slice(start, start + batch_size)
-            best = logits(learned, fixed, to_torch(pictures.views[part, 0])).argmax(dim=1).cpu().numpy()
-            right += float(weights[part] @ (best == pictures.codes[part]))
-    return right / float(weights.sum())
+        guesses = torch.cat([logits(learned, fixed, part).argmax(dim=1) for part in rows.split(batch_size)])
+    return float(shares @ (guesses == codes).to(shares.dtype))
