@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from skclip._media._augment import augment
 from skclip._media._reading import PictureError, content_key, load_item, read_picture
-from skclip._media._sources import check_images, describe
+from skclip._media._sources import are_pictures, check_images, describe
 from skclip._media._transform import PictureTransform
 
 __all__ = [
     "PictureError",
     "PictureTransform",
+    "are_pictures",
     "augment",
     "check_images",
     "content_key",

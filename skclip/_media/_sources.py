@@ -61,6 +61,28 @@ def check_images(X: Any) -> Sequence[Picture]:
     return pictures
 
 
+def are_pictures(X: Any) -> bool:
+    """Whether X holds pictures, or is one, rather than a matrix of features; nothing is checked or read.
+
+    An array of numbers is one of pictures only if it is uint8 and has three dimensions or more. An empty list counts
+    as one of pictures.
+    """
+    if isinstance(X, PICTURE_TYPES) and not isinstance(X, np.ndarray):
+        return True
+    if _table_kind(X):
+        X = np.asarray(X)
+    if isinstance(X, np.ndarray):
+        if X.dtype.kind not in "OSUT":
+            return X.dtype == np.uint8 and X.ndim >= 3
+        X = X.ravel()
+    elif not isinstance(X, Sequence):
+        return False
+    return len(X) == 0 or any(
+        item.dtype == np.uint8 and item.ndim >= 2 if isinstance(item, np.ndarray) else isinstance(item, PICTURE_TYPES)
+        for item in X
+    )
+
+
 def describe(item: Any) -> str:
     """A picture in a few words, for messages: its path, or what kind of picture it is."""
     if isinstance(item, (str, os.PathLike)):

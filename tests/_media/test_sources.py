@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from skclip._media import check_images, describe
+from skclip._media import are_pictures, check_images, describe
 
 PATHS = ["a.jpg", "b/c.png", "d"]
 
@@ -178,3 +178,40 @@ def test_needs_neither_torch_nor_tables():
         "assert not {'torch', 'open_clip', 'pandas', 'polars'} & set(sys.modules), 'too much imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("X", "expected"),
+    [
+        (np.zeros((2, 4, 4, 3), np.uint8), True),
+        (np.zeros((4, 4, 3), np.uint8), True),
+        (np.zeros((4, 4), np.uint8), False),
+        (np.zeros((2, 3, 4), np.float32), False),
+        (np.zeros((2, 3), object), False),
+        (np.array(["a.png", "b.png"]), True),
+        (np.array([["a.png"], ["b.png"]], dtype=object), True),
+        (["a.png"], True),
+        ("a.png", True),
+        (Path("a.png"), True),
+        ([b"bytes"], True),
+        ([Image.new("RGB", (2, 2))], True),
+        ((np.zeros((4, 4), np.uint8),), True),
+        ([np.zeros(4, np.uint8)], False),
+        ([None, "a.png"], True),
+        ([[0.1, 0.2]], False),
+        ([], True),
+        (None, False),
+        (3, False),
+    ],
+)
+def test_pictures_are_told_from_features(X, expected):
+    assert are_pictures(X) is expected
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_pictures_in_tables_are_told_from_features(library):
+    module = pytest.importorskip(library)
+    assert are_pictures(module.Series(["a.png"]))
+    assert are_pictures(module.DataFrame({"path": ["a.png"]}))
+    assert not are_pictures(module.DataFrame({"a": [1.0], "b": [2.0]}))
+    assert not are_pictures(module.Series([1.0]))
