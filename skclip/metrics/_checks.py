@@ -37,41 +37,44 @@ def as_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray:
     return np.ones(n_samples) if weights is None else weights
 
 
-def label_columns(y_true: ArrayLike, n_columns: int, labels: ArrayLike | None) -> NDArray:
-    """Column of each label of `y_true`.
+def label_columns(
+    y: ArrayLike, n_columns: int, labels: ArrayLike | None, *, name: str = "y_true", matrix: str = "y_prob"
+) -> NDArray:
+    """Column of each label of `y`.
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
+    y : array-like of shape (n,)
     n_columns : int
         K.
     labels : array-like of shape (K,) or None
-        Labels of the columns. None: 0..K-1 where `y_true` holds nothing else, or the K different labels of `y_true`,
-        sorted.
+        Labels of the columns. None: 0..K-1 where `y` holds nothing else, or the K different labels of `y`, sorted.
+    name, matrix : str
+        How an error names `y` and what has the columns.
 
     Raises
     ------
     ValueError
         If the labels of the columns cannot be told, or a label has no column.
     """
-    y_true = check_labels(y_true, name="y_true")
+    y = check_labels(y, name=name)
     if labels is None:
-        if y_true.dtype.kind in "iu" and len(y_true) and y_true.min() >= 0 and y_true.max() < n_columns:
-            return y_true.astype(np.intp)
-        labels, codes = np.unique(y_true, return_inverse=True)
+        if y.dtype.kind in "iu" and len(y) and y.min() >= 0 and y.max() < n_columns:
+            return y.astype(np.intp)
+        labels, codes = np.unique(y, return_inverse=True)
         if len(labels) == n_columns:
             return codes
         raise ValueError(
-            f"y_prob has {n_columns} columns but y_true holds {len(labels)} different labels that are not "
+            f"{matrix} has {n_columns} columns but {name} holds {len(labels)} different labels that are not "
             f"0..{n_columns - 1}: pass labels=, one for each column (classes_ of the classifier)."
         )
     labels = check_labels(labels, name="labels")
     if len(labels) != n_columns:
-        raise ValueError(f"labels holds {len(labels)} labels, but y_prob has {n_columns} columns; pass one for each.")
+        raise ValueError(f"labels holds {len(labels)} labels, but {matrix} has {n_columns} columns; pass one for each.")
     if len(np.unique(labels)) < n_columns:
         raise ValueError("labels repeats a label; every column needs its own.")
-    present, codes = np.unique(y_true, return_inverse=True)
-    return rows_of_labels(labels, present, what="y_true", source="labels")[codes]
+    present, codes = np.unique(y, return_inverse=True)
+    return rows_of_labels(labels, present, what=name, source="labels")[codes]
 
 
 def check_scores(name: str, scores: ArrayLike, *, ndim: int = 1) -> NDArray:
@@ -151,6 +154,16 @@ def check_confidences(
             "False for each. For labels, pass probabilities of shape (n, K)."
         )
     return Confidences(confidence, correct.astype(bool), as_weights(sample_weight, len(confidence)))
+
+
+def check_accuracies(name: str, values: ArrayLike) -> NDArray:
+    """Numbers in [0, 1], of no or one dimension."""
+    array = np.asarray(values)
+    checked = check_scores(name, np.atleast_1d(array))
+    outside = np.flatnonzero((checked < 0.0) | (checked > 1.0))
+    if outside.size:
+        raise ValueError(f"{name}[{outside[0]}] is {checked[outside[0]]:g}; accuracies lie between 0 and 1.")
+    return checked.reshape(array.shape)
 
 
 def check_same_length(**arrays: ArrayLike) -> None:

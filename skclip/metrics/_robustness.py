@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skclip.metrics._checks import check_scores, check_share
+from skclip.metrics._checks import check_accuracies, check_scores, check_share
 
 
 def mean_corruption_error(errors: ArrayLike, baseline_errors: ArrayLike) -> float:
@@ -125,8 +125,8 @@ def effective_robustness(accuracy_id: ArrayLike, accuracy_shift: ArrayLike, line
     >>> effective_robustness(0.75, 0.75, lambda accuracy: accuracy - 0.25)
     0.25
     """
-    given_id = _check_accuracies("accuracy_id", accuracy_id)
-    given_shift = _check_accuracies("accuracy_shift", accuracy_shift)
+    given_id = check_accuracies("accuracy_id", accuracy_id)
+    given_shift = check_accuracies("accuracy_shift", accuracy_shift)
     if given_id.shape != given_shift.shape:
         raise ValueError(
             f"accuracy_id has shape {given_id.shape} and accuracy_shift {given_shift.shape}; pass one pair per model."
@@ -161,20 +161,10 @@ def relative_robustness(accuracy_shift: ArrayLike, baseline_accuracy_shift: Arra
     >>> relative_robustness(0.75, 0.5)
     0.25
     """
-    gained = _check_accuracies("accuracy_shift", accuracy_shift) - _check_accuracies(
+    gained = check_accuracies("accuracy_shift", accuracy_shift) - check_accuracies(
         "baseline_accuracy_shift", baseline_accuracy_shift
     )
     return float(gained) if gained.ndim == 0 else gained
-
-
-def _check_accuracies(name: str, values: ArrayLike) -> NDArray:
-    """Numbers in [0, 1], of no or one dimension."""
-    array = np.asarray(values)
-    checked = check_scores(name, np.atleast_1d(array))
-    outside = np.flatnonzero((checked < 0.0) | (checked > 1.0))
-    if outside.size:
-        raise ValueError(f"{name}[{outside[0]}] is {checked[outside[0]]:g}; accuracies lie between 0 and 1.")
-    return checked.reshape(array.shape)
 
 
 def _check_errors(errors: ArrayLike, baseline_errors: ArrayLike) -> tuple[NDArray, NDArray]:
