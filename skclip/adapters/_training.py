@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length
 
 from skclip.utils._arrays import check_features, check_weights
-from skclip.utils._names import check_labels
+from skclip.utils._names import check_labels, rows_of_labels
 
 
 class Training(NamedTuple):
@@ -39,11 +39,7 @@ def check_training(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLik
     y = check_target(estimator, y)
     check_consistent_length(X[::n_views], y)
     weights = check_weights(sample_weight, len(y))
-    kept = np.arange(len(y))
-    if weights is not None and not weights.all():
-        kept = np.flatnonzero(weights)
-        X = X.reshape(len(y), n_views, -1)[kept].reshape(-1, X.shape[1])
-        y, weights = y[kept], weights[kept]
+    X, y, weights, kept = _without_weightless(X, y, weights, n_views)
     estimator.classes_, codes = np.unique(y, return_inverse=True)
     if len(estimator.classes_) < 2:
         raise ValueError(
@@ -52,6 +48,50 @@ def check_training(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLik
         )
     check_directions(X, codes, estimator.classes_, n_views)
     return Training(X, codes, weights, n_views, kept)
+
+
+def check_chunk(
+    estimator: Any, X: Any, y: ArrayLike, classes: ArrayLike | None, sample_weight: ArrayLike | None, *, first: bool
+) -> Training:
+    """Validate what `partial_fit` is given, and set ``classes_`` (and ``n_features_in_``) of `estimator` when it is
+    the `first` chunk. A chunk may lack classes.
+
+    Raises
+    ------
+    ValueError
+        If the first call lacks `classes`, a later one changes them, y holds another label, or as `check_training`.
+    """
+    if first and classes is None:
+        raise ValueError("classes must be passed on the first call to partial_fit.")
+    X, n_views = check_features(estimator, X, reset=first)
+    y = check_target(estimator, y)
+    check_consistent_length(X[::n_views], y)
+    weights = check_weights(sample_weight, len(y))
+    known = estimator.classes_ if classes is None else np.unique(check_labels(classes, name="classes"))
+    if len(known) < 2:
+        raise ValueError(
+            f"classes holds one class only, {known[0].item()!r}; {type(estimator).__name__} needs at least two classes."
+        )
+    if not first and not np.array_equal(known, estimator.classes_):
+        raise ValueError(
+            f"classes={known.tolist()} differs from the classes of the first call, {estimator.classes_.tolist()}."
+        )
+    X, y, weights, kept = _without_weightless(X, y, weights, n_views)
+    codes = rows_of_labels(known, y, source="classes")
+    check_directions(X, codes, known, n_views)
+    estimator.classes_ = known
+    return Training(X, codes, weights, n_views, kept)
+
+
+def _without_weightless(
+    X: NDArray, y: NDArray, weights: NDArray | None, n_views: int
+) -> tuple[NDArray, NDArray, NDArray | None, NDArray]:
+    """The pictures whose weight is not 0, and their positions."""
+    if weights is None or weights.all():
+        return X, y, weights, np.arange(len(y))
+    kept = np.flatnonzero(weights)
+    X = X.reshape(len(y), n_views, -1)[kept].reshape(-1, X.shape[1])
+    return X, y[kept], weights[kept], kept
 
 
 def check_target(estimator: Any, y: ArrayLike) -> NDArray:
