@@ -91,7 +91,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
         Labels of y, sorted.
     estimators_ : list of A classifiers
         The fitted agents.
-    named_estimators_ : Bunch
+    named_estimators_ : dict
         The same by name.
     retriever_ : classifier or None
         The fitted retriever; None where `reevaluate` is "never".
@@ -240,7 +240,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
 
         n_agents = len(members) - (self.reevaluate != "never")
         self.estimators_ = fitted[:n_agents]
-        self.named_estimators_ = Bunch(**{name: agent for (name, _), agent in zip(members, self.estimators_)})
+        self.named_estimators_ = {name: agent for (name, _), agent in zip(members, self.estimators_)}
         self.retriever_ = None if self.reevaluate == "never" else fitted[-1]
         self.y_fit_ = y
         self._copy_feature_names()
@@ -378,8 +378,8 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
     def _checked_agents(self) -> list[tuple[str, Any]]:
         agents = list(self._agents())
         if self.agents is not None:
-            words = {agent for _, agent in self.agents if isinstance(agent, str)} if agents else set()
-            if not _is_list_of_pairs(self.agents) or words - {"drop"}:
+            readable = _is_list_of_pairs(self.agents)
+            if not readable or any(isinstance(agent, str) and agent != "drop" for _, agent in self.agents):
                 raise ValueError(f"agents must be a list of (name, classifier) or (name, 'drop'); got {self.agents!r}.")
             self._validate_names([name for name, _ in self.agents])
         if not agents:
