@@ -5,6 +5,7 @@ from skclip.adapters._clap import CLAPClassifier
 from skclip.adapters._clip_adapter import CLIPAdapterClassifier
 from skclip.adapters._gda import GDAClassifier
 from skclip.adapters._inspector import FewShotInspector
+from skclip.adapters._linear_probe import LinearProbeClassifier
 from skclip.adapters._lp_plus_plus import LPPlusPlusClassifier
 from skclip.adapters._similarity_vote import SimilarityVoteClassifier
 from skclip.adapters._sus_x import SuSXClassifier
@@ -19,6 +20,7 @@ __all__ = [
     "FewShotInspector",
     "GDAClassifier",
     "LPPlusPlusClassifier",
+    "LinearProbeClassifier",
     "SimilarityVoteClassifier",
     "SuSXClassifier",
     "TipAdapterClassifier",
