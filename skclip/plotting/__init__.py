@@ -1,0 +1,8 @@
+"""Displays: figures from an estimator or from its predictions, in scikit-learn's manner. They need matplotlib."""
+
+from skclip.plotting._confusion import ConfusionDisplay
+from skclip.plotting._few_shot_curve import FewShotCurveDisplay
+from skclip.plotting._neighbours import NeighboursDisplay
+from skclip.plotting._reliability import ReliabilityDisplay
+
+__all__ = ["ConfusionDisplay", "FewShotCurveDisplay", "NeighboursDisplay", "ReliabilityDisplay"]
