@@ -119,6 +119,11 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
     The calibration error does not ask in which direction: an agent that is right but shy is trusted little. Calibrate
     it first (a temperature, or `sklearn.calibration.CalibratedClassifierCV`).
 
+    Nor does trust ask how often an agent is right: one that is seldom right and knows it weighs little only through
+    its low confidences. Where the retriever's "accuracy" in `report_` is far below that of the agents, as with many
+    classes and few pictures of each, the second look costs accuracy: set ``reevaluate="never"``, or give a `trust`
+    that reads "accuracy" too.
+
     Trust must be measured on pictures an agent has not learned from. Agents in a `FrozenEstimator` are not fitted
     again: pass `fit` pictures that they have not seen. A nearest-neighbour retriever is measured by leaving out one
     picture of its memory at a time where `cv` is a number, and on the folds otherwise.

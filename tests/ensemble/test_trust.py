@@ -622,6 +622,18 @@ def test_default_retriever_reads_pictures_as_the_first_agent_that_does(drawings)
         TrustOrchestrator([("constant", constant)]).fit(drawings.images[:60], y)
 
 
+def test_behind_the_front_door_text_agents_get_its_model(drawings):
+    X, y = drawings.images[:60], np.array([name.split()[0] for name in drawings.target[:60]])
+    text = ZeroShotClassifier(class_names=COLORS, templates="a photo of something {}")
+    agents = [("text", text), ("gda", GDAClassifier())]
+    clf = CLIPClassifier(TINY, TrustOrchestrator(agents, n_neighbors=3)).fit(X, y)
+    assert clf.classifier_.named_estimators_["text"].model == TINY
+    features = CLIPFeatures(TINY).transform(X)
+    agents[0] = ("text", clone(text).set_params(model=TINY))
+    alone = TrustOrchestrator(agents, n_neighbors=3).fit(features, y)
+    np.testing.assert_allclose(clf.predict_proba(X), alone.predict_proba(features), atol=1e-5)
+
+
 def test_who_encodes_for_the_default_retriever():
     assert raw_encoder(NB) is None
     assert raw_encoder(make_pipeline(StandardScaler(), NB)) is None
