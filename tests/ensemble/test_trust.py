@@ -289,6 +289,22 @@ def test_an_agent_of_random_labels_weighs_little(seed):
     assert clf.score(X_test, y_test) > VotingClassifier(agents, voting="soft").fit(X, y).score(X_test, y_test) + 0.02
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_agent_without_an_error_leads_the_vote(seed):
+    rng = np.random.default_rng(seed)
+    means = 4.0 * rng.normal(size=(5, 20))
+    y, y_test = np.arange(60) % 5, rng.integers(0, 5, 1500)
+    X, X_test = (means[labels] + 2.0 * rng.normal(size=(len(labels), 20)) for labels in (y, y_test))
+    agents = [("lr", LogisticRegression()), ("few", Distorted(NB, columns=3)), ("hot", Distorted(LR, 0.3, 3))]
+    clf = TrustOrchestrator(agents, reevaluate="never").fit(X, y)
+    assert clf.report_["lr"]["accuracy"] == 1.0
+    # the correlation is undefined without an error; taken for 0, this agent would be trusted less than one that errs
+    assert clf.report_["lr"]["ccc"] == 0.0
+    assert clf.report_["lr"]["weight"] == max(report["weight"] for report in clf.report_.values())
+    soft = VotingClassifier(agents, voting="soft").fit(X, y).score(X_test, y_test)
+    assert clf.score(X_test, y_test) > soft + 0.02
+
+
 # -- members ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from skclip.adapters import GDAClassifier
-from skclip.utils._arrays import unit_rows
+from skclip.utils._arrays import take_rows, unit_rows
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -28,3 +28,14 @@ def test_unit_rows_keeps_zero_rows_and_the_type():
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], atol=1e-7)
     assert X[0, 0] == 3
+
+
+def test_rows_of_anything_that_holds_samples():
+    pd = pytest.importorskip("pandas")
+    X, positions = np.arange(12.0).reshape(4, 3), np.array([2, 0])
+    np.testing.assert_array_equal(take_rows(X, positions), X[[2, 0]])
+    np.testing.assert_array_equal(take_rows(X.tolist(), positions), X[[2, 0]])
+    assert take_rows(["a", "b", "c"], positions) == ["c", "a"]
+    table = pd.DataFrame(X, index=list("wxyz"), columns=list("abc"))
+    assert take_rows(table, positions).equals(table.loc[["y", "w"]])
+    assert take_rows(table["a"], positions).tolist() == [6.0, 0.0]
