@@ -178,7 +178,7 @@ def _jpeg(pictures: NDArray, level: int, seed: int) -> NDArray:
 
 
 def _occlusion(pictures: NDArray, level: int, seed: int) -> NDArray:
-    share = (0.12, 0.2, 0.3, 0.4, 0.52)[level]
+    share = (0.06, 0.12, 0.2, 0.3, 0.42)[level]
     draws = np.stack([generator.random(2) for generator in _generators(pictures, "bar", seed)])
     angle, offset = np.pi * draws[:, 0], 0.5 * (draws[:, 1] - 0.5)
     height, width = pictures.shape[1:3]
@@ -189,7 +189,7 @@ def _occlusion(pictures: NDArray, level: int, seed: int) -> NDArray:
 
 
 def _rotation(pictures: NDArray, level: int, seed: int) -> NDArray:
-    degrees = (10.0, 20.0, 35.0, 55.0, 80.0)[level]
+    degrees = (8.0, 16.0, 24.0, 34.0, 45.0)[level]
     to_left = np.array([generator.random() < 0.5 for generator in _generators(pictures, "turn", seed)])
     turned = np.empty(pictures.shape, dtype=np.float32)
     for side, sign in ((to_left, 1.0), (~to_left, -1.0)):

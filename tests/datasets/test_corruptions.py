@@ -123,18 +123,18 @@ def test_bars_grow_in_place(pictures):
     covered = [(corrupt_images(pictures, "occlusion", severity=s) == 128).all(axis=-1) for s in range(1, 6)]
     for narrow, wide in itertools.pairwise(covered):
         assert (narrow <= wide).all()
-    assert 0.05 < covered[0].mean() < covered[4].mean() < 0.7
+    assert 0.03 < covered[0].mean() < covered[4].mean() < 0.6
     # no two pictures have the same bar
     assert len({bar.tobytes() for bar in covered[2]}) == 12
 
 
 def test_rotation_turns_about_the_centre():
     picture = np.zeros((1, 41, 41, 3), dtype=np.uint8)
-    picture[0, 20, 34] = 255  # right of the centre by 14
+    picture[0, 19:22, 27:30] = 255  # right of the centre by 8
     turned = corrupt_images(picture, "rotation", severity=5)[0, :, :, 0].astype(float)
     y, x = (np.indices(turned.shape) - 20) * turned / turned.sum()
-    assert np.hypot(y.sum(), x.sum()) == pytest.approx(14, abs=0.5)
-    assert abs(np.degrees(np.arctan2(y.sum(), x.sum()))) == pytest.approx(80, abs=2)
+    assert np.hypot(y.sum(), x.sum()) == pytest.approx(8, abs=0.5)
+    assert abs(np.degrees(np.arctan2(y.sum(), x.sum()))) == pytest.approx(45, abs=2)
 
 
 def test_bad_input(pictures):
