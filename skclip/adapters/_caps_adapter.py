@@ -114,9 +114,9 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
     `captions` is metadata of `fit`: under ``sklearn.set_config(enable_metadata_routing=True)`` and
     ``set_fit_request(captions=True)`` searches cut it into folds.
 
-    "cv" leaves out one support picture at a time together with its captions, and follows the accuracy on those
-    pictures; delta is searched in steps of 0.2. Support pictures share a style with one another, so that delta="cv" is
-    of no use where the pictures to come look different: there, pass a number.
+    "cv" leaves out one support picture at a time together with its captions; delta is searched in steps of 0.2.
+    Support pictures share a style with one another, so that delta="cv" is of no use where the pictures to come look
+    different: there, pass a number.
 
     References
     ----------

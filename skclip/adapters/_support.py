@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import convolve1d
+from scipy.optimize import minimize
 
 from skclip.adapters._cache import Cache, affinity_votes, cache_logits, sum_votes
 from skclip.adapters._held_out import same_pictures
-from skclip.adapters._mixing import HeldOut, alpha_of_spread, best_alpha
 from skclip.adapters._signatures import (
     Apart,
     Ranges,
@@ -29,14 +29,12 @@ from skclip.utils._arrays import row_batches, unit_rows
 from skclip.utils._base import SkclipWarning
 from skclip.utils._cosine import cosine_logits
 
-# what "cv" tries; a share is the spread of a term over the classes in units of the zero-shot logits' spread
-BETAS = np.geomspace(1.0, 64.0, 7)
-ALPHA_SHARES = np.geomspace(0.01, 100.0, 17)
-GAMMA_SHARES = np.geomspace(0.01, 10.0, 10)
-DELTAS = np.linspace(0.0, 1.0, 6)
+# what "cv" tries
+BETAS = np.geomspace(1.0, 256.0, 9)
+DELTAS = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
 
-# of all terms together where there is no text, and only probabilities depend on it
-_FACTOR_BOUNDS = (1e-4, 1e4)
+# what alpha and gamma can make of the spread of a term over the classes, in units of that of the other terms
+_MOST_SPREAD = 1e4
 
 # so many pictures are left out in turn, of as many as there are
 _MOST_LEFT_OUT = 4096
@@ -51,7 +49,7 @@ class Weights(NamedTuple):
     delta: Any = 0.0
 
 
-# instead of "cv" where every class has a single picture
+# instead of "cv" where half of the classes or more have a single picture
 DOCUMENTED = Weights(1.0, 1.0, 1.0, 0.5)
 
 
@@ -203,7 +201,7 @@ class _LeftOut(NamedTuple):
         apart = Apart(self.groups, support.groups)
 
         def votes(rows: slice, columns: slice) -> NDArray:
-            tile = affinity_votes(self.queries[rows] @ keys[columns].T, beta)
+            tile = affinity_votes(keys[columns] @ self.queries[rows].T, beta).T
             tile[apart.own(rows, columns)] = 0.0
             return tile
 
@@ -248,14 +246,6 @@ class _Evidence(NamedTuple):
         ranges = Ranges(self.support.affinity_range(delta), self.divergence_range)
         return divergence_logits(self.totals, self.support.counts(), ranges)
 
-    def unit(self, reference: NDArray, term: NDArray) -> float:
-        """What gives `term` the spread of `reference` over the classes."""
-        unit = alpha_of_spread([self.held_out(reference, term)], 1.0, (0.0, np.inf))
-        return unit if np.isfinite(unit) else 1.0
-
-    def held_out(self, zero_shot: NDArray | None, few_shot: NDArray) -> HeldOut:
-        return HeldOut(zero_shot, few_shot, self.left.codes, self.left.weights)
-
 
 def choose_weights(
     estimator: Any, support: Support, signature: Signature | None, text: ClassText | None, asked: Weights
@@ -263,7 +253,7 @@ def choose_weights(
     """Numbers for what is asked as "cv", from support pictures that are left out in turn.
 
     A picture is left out with its repeats, and the votes of its own class are scaled up to the whole class again.
-    Taken is the point of the grid that gets most pictures right, averaged over its neighbours; of equals the middle.
+    Taken is what gives the left-out pictures the lowest log-loss, however the logits as a whole are scaled.
 
     Parameters
     ----------
@@ -275,126 +265,106 @@ def choose_weights(
     asked : Weights
     """
     n_pictures = np.bincount(support.cache.codes[support.distinct()])
+    too_few = bool(np.mean(n_pictures > 1) <= 0.5)
     if n_pictures.min() < 2:
-        _warn_of_single_pictures(estimator, n_pictures, asked)
-    if n_pictures.max() < 2:
+        _warn_of_single_pictures(estimator.classes_[n_pictures.argmin()].item(), asked, too_few)
+    if too_few:
         return Weights(*(default if value == "cv" else value for value, default in zip(asked, DOCUMENTED)))
     evidence = _Evidence.of(support, signature, estimator.signature_sums_, text)
-    # without text, a common factor of all terms says nothing about accuracy
-    scale_is_free = text is None and asked.alpha == "cv" and (signature is None or asked.gamma in ("cv", 0))
-    tried = Weights(
-        np.ones(1) if scale_is_free else _tried(asked.alpha, ALPHA_SHARES),
-        _tried(asked.beta, BETAS),
-        np.zeros(1) if signature is None else _tried(asked.gamma, GAMMA_SHARES),
-        _tried(asked.delta, DELTAS),
-    )
-    right = np.empty((len(tried.delta), len(tried.beta), len(tried.gamma), len(tried.alpha)))
-    units = np.ones((*right.shape[:2], 2))
-    for d, delta in enumerate(tried.delta):
+    best, lowest = DOCUMENTED, np.inf
+    for delta in DELTAS.tolist() if asked.delta == "cv" else [asked.delta]:
         divergence = evidence.divergence(delta)
-        for b, beta in enumerate(tried.beta):
-            votes = evidence.votes(delta, beta)
-            units[d, b] = _units(evidence, votes, divergence, asked)
-            alphas, gammas = units[d, b, 0] * tried.alpha, units[d, b, 1] * tried.gamma
-            right[d, b] = _right_on_grid(evidence, votes, divergence, alphas, gammas)
-    d, b, g, a = middle_of_best(right)
-    found = Weights(units[d, b, 0] * tried.alpha[a], tried.beta[b], units[d, b, 1] * tried.gamma[g], tried.delta[d])
-    return _calibrated(evidence, found) if scale_is_free else found
+        for beta in BETAS.tolist() if asked.beta == "cv" else [asked.beta]:
+            terms = {"alpha": evidence.votes(delta, beta), "gamma": divergence}
+            loss, found = _weights_of_terms(evidence, terms, asked)
+            if loss < lowest:
+                best, lowest = Weights(found["alpha"], beta, found["gamma"], delta), loss
+    return best
 
 
-def right_along(base: NDArray, direction: NDArray, codes: NDArray, weights: NDArray, steps: NDArray) -> NDArray:
-    """Weight of the rows whose largest entry of ``base + step * direction`` is that of their class, for each step >= 0.
+def _weights_of_terms(
+    evidence: _Evidence, terms: dict[str, NDArray | None], asked: Weights
+) -> tuple[float, dict[str, float]]:
+    """Lowest log-loss, and the weight of each term."""
+    found = dict.fromkeys(terms, 0.0)
+    base, free = evidence.zero_shot, {}
+    for name, term in terms.items():
+        number = getattr(asked, name)
+        if term is None:
+            continue
+        if number == "cv":
+            free[name] = term
+            continue
+        found[name] = float(number)
+        if number > 0.0:
+            base = number * term if base is None else base + number * term
+    if base is None and not free:  # every number is 0
+        return 0.0, found
+    loss, factors = best_mixture(base, list(free.values()), evidence.left.codes, evidence.left.weights)
+    return loss, {**found, **dict(zip(free, factors.tolist()))}
 
-    A row is right between the steps at which other classes draw level, so that all steps cost one pass. A tie is
-    wrong.
+
+def best_mixture(
+    base: NDArray | None, terms: Sequence[NDArray], codes: NDArray, weights: NDArray
+) -> tuple[float, NDArray]:
+    """Factors of the terms beside `base` with the lowest log-loss of ``softmax(a (base + sum_i factors_i terms_i))``.
+
+    The scale a >= 0 is left free, so that logits that are too sharp or too flat say nothing about the factors; without
+    a `base` that tells classes apart it is 1, and the factors are those of best probabilities. Convex in a and a times
+    the factors. A penalty of the weight of one picture keeps separable problems finite.
 
     Parameters
     ----------
-    base, direction : ndarray of shape (n, K)
+    base : ndarray of shape (n, K) or None
+    terms : sequence of ndarray of shape (n, K)
     codes, weights : ndarray of shape (n,)
-    steps : ndarray of shape (n_steps,)
 
     Returns
     -------
-    ndarray of shape (n_steps,)
+    loss : float
+        Mean log-loss with penalty.
+    factors : ndarray of shape (n_terms,)
     """
-    right = np.zeros(len(steps))
-    for part in row_batches(len(base), 40 * base.shape[1]):
-        own = np.arange(len(base[part])), codes[part]
-        lead = base[part][own][:, None] - base[part]
-        gain = direction[part][own][:, None] - direction[part]
-        lead[own] = np.inf
-        with np.errstate(divide="ignore", invalid="ignore"):
-            level = -lead / gain
-        above = np.max(level, axis=1, where=gain > 0.0, initial=-np.inf)
-        below = np.min(level, axis=1, where=gain < 0.0, initial=np.inf)
-        below[np.any((gain == 0.0) & (lead <= 0.0), axis=1)] = -np.inf
-        is_right = (above[:, None] < steps) & (steps < below[:, None])
-        right += weights[part] @ is_right
-    return right
+    if base is not None and terms and np.ptp(base, axis=1).max() == 0.0:
+        base = None
+    together = [*terms] if base is None else [base, *terms]
+    shares = weights / weights.sum()
+    spreads = np.array([np.sqrt(shares @ term.var(axis=1)) for term in together])
+    units = np.divide(1.0, spreads, out=np.zeros(len(spreads)), where=spreads > 0.0)
+    penalty = weights.max() / weights.sum()
+    parts = list(row_batches(len(codes), 24 * together[0].shape[1]))
 
+    def objective(scaled: NDArray) -> tuple[float, NDArray]:
+        loss, gradient = 0.5 * penalty * float(scaled @ scaled), penalty * scaled
+        for part in parts:
+            own = np.arange(len(codes[part])), codes[part]
+            logits = sum(weight * term[part] for weight, term in zip(scaled * units, together))
+            logits -= logits.max(axis=1, keepdims=True)
+            target = logits[own]
+            np.exp(logits, out=logits)
+            total = logits.sum(axis=1)
+            loss += float(shares[part] @ (np.log(total) - target))
+            for i, term in enumerate(together):
+                expected = np.einsum("nk,nk->n", logits, term[part]) / total
+                gradient[i] += units[i] * float(shares[part] @ (expected - term[part][own]))
+        return loss, gradient
 
-def middle_of_best(values: NDArray) -> tuple[int, ...]:
-    """Place of the largest entry after averaging with neighbours (1, 2, 1) along each axis; of equals the one nearest
-    to their centre."""
-    for axis, size in enumerate(values.shape):
-        if size > 1:
-            values = convolve1d(values, np.array([0.25, 0.5, 0.25]), axis=axis, mode="nearest")
-    best = np.argwhere(values >= values.max() * (1.0 - 1e-9))
-    middle = best[np.square(best - best.mean(axis=0)).sum(axis=1).argmin()]
-    return tuple(middle.tolist())
-
-
-def _tried(asked: Any, grid: NDArray) -> NDArray:
-    return grid if asked == "cv" else np.array([float(asked)])
-
-
-def _units(evidence: _Evidence, votes: NDArray, divergence: NDArray | None, asked: Weights) -> tuple[float, float]:
-    """Units of the shares of alpha and gamma; 1 where these are numbers."""
-    alpha = gamma = 1.0
-    if evidence.zero_shot is not None:
-        alpha = evidence.unit(evidence.zero_shot, votes) if asked.alpha == "cv" else 1.0
-        if asked.gamma == "cv" and divergence is not None:
-            gamma = evidence.unit(evidence.zero_shot, divergence)
-    elif divergence is not None and asked.gamma == "cv":
-        gamma = evidence.unit(votes if asked.alpha == "cv" else asked.alpha * votes, divergence)
-    elif divergence is not None and asked.alpha == "cv" and asked.gamma > 0.0:
-        alpha = evidence.unit(asked.gamma * divergence, votes)
-    return alpha, gamma
-
-
-def _right_on_grid(
-    evidence: _Evidence, votes: NDArray, divergence: NDArray | None, alphas: NDArray, gammas: NDArray
-) -> NDArray:
-    """Weight of the left-out pictures that are right, (n_gammas, n_alphas)."""
-    zero_shot = np.zeros_like(votes) if evidence.zero_shot is None else evidence.zero_shot
-    codes, weights = evidence.left.codes, evidence.left.weights
-    return np.stack(
-        [
-            right_along(
-                zero_shot if divergence is None else zero_shot + gamma * divergence, votes, codes, weights, alphas
-            )
-            for gamma in gammas
-        ]
+    solution = minimize(
+        objective, np.ones(len(together)), jac=True, method="L-BFGS-B", bounds=[(0.0, _MOST_SPREAD)] * len(together)
     )
+    if base is None:
+        return float(solution.fun), solution.x * units
+    ratios = solution.x[1:] / np.maximum(solution.x[0], solution.x[1:] / _MOST_SPREAD + np.finfo(np.float64).tiny)
+    return float(solution.fun), ratios * units[1:] / units[0]
 
 
-def _calibrated(evidence: _Evidence, found: Weights) -> Weights:
-    """`found`, alpha and gamma times the factor of best probabilities."""
-    votes, divergence = evidence.votes(found.delta, found.beta), evidence.divergence(found.delta)
-    both = votes if divergence is None else votes + found.gamma * divergence
-    factor = best_alpha([evidence.held_out(None, both)], _FACTOR_BOUNDS)
-    return found._replace(alpha=factor, gamma=factor * found.gamma)
-
-
-def _warn_of_single_pictures(estimator: Any, n_pictures: NDArray, asked: Weights) -> None:
-    names = [name for name, value in asked._asdict().items() if value == "cv"]
-    alone = estimator.classes_[n_pictures.argmin()].item()
-    documented = ", ".join(f"{name}={getattr(DOCUMENTED, name):g}" for name in names)
-    outcome = f"it is {documented}" if n_pictures.max() < 2 else "the pictures of other classes decide"
+def _warn_of_single_pictures(label: Any, asked: Weights, too_few: bool) -> None:
+    searched = {name: getattr(DOCUMENTED, name) for name, value in asked._asdict().items() if value == "cv"}
+    numbers = ", ".join(f"{name} is {value:g}" for name, value in searched.items())
+    outcome = f"so have half of them or more, and {numbers}" if too_few else "it is not left out"
     warnings.warn(
-        f'{", ".join(names)}: "cv" leaves out pictures, but class {alone!r} has a single one: {outcome}. Pass '
-        "numbers to choose and to silence this.",
+        f'{" and ".join(searched)}="cv" leaves out pictures, but class {label!r} has a single one: {outcome}. Pass '
+        "numbers to choose them and to silence this.",
         SkclipWarning,
         stacklevel=5,
     )

@@ -97,13 +97,12 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
     and memory stays within scikit-learn's ``working_memory``. `fit` costs O(m^2 (d + K)) for the ranges; beyond 8192
     different pictures, the pairs of 8192 of them with all others tell them.
 
-    "cv" leaves out one support picture at a time, in closed form, and takes what gets most of them right on a grid of
-    beta (1 to 64), alpha and gamma (a hundredth of the spread of the zero-shot logits over the classes to a hundred
-    and ten times it), averaged over neighbours; of equals the middle. The votes of the class that lacks a picture are
-    scaled up to the whole class. Up to 4096 pictures are left out. Pictures that are alone in their class cannot be;
-    where all are, the number is 1, with one warning. What is left out comes from the support: generated pictures tell
-    little about which weights suit photographs. Without text, where only probabilities depend on the scale of all
-    terms, alpha is what fits these best.
+    "cv" leaves out one support picture at a time, in closed form, and takes what gives these pictures the lowest
+    log-loss, however the logits as a whole are scaled: a convex problem in alpha and gamma for each of nine beta from
+    1 to 256. The votes of the class that lacks a picture are scaled up to the whole class. Up to 4096 pictures are
+    left out. Pictures that are alone in their class cannot be; where half of the classes or more have a single one,
+    the number is 1. Either way there is one warning. What is left out comes from the support: generated pictures tell
+    little about which weights suit photographs. Without text, alpha is what fits probabilities best.
 
     All terms but the first are sums over pictures: the natural alpha and gamma fall with their number. Whole-number
     `sample_weight` means repeated pictures.
