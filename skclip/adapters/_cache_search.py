@@ -58,9 +58,10 @@ def search_alpha_beta(
 ) -> tuple[float, float]:
     """alpha and beta, those that are "cv" by the accuracy on left-out training pictures.
 
-    With text each picture is scored without its own key. Without text the classes compete by their keys alone, and
-    the smoothness of the kernel is judged in fair competition: every class does without one key, over
-    ``min(n_k - 1, 4)`` rounds with other keys.
+    A picture that does without its own key leaves its class one key short of the others, whose best key is then too
+    often better; a sharp kernel suffers most. So the pictures also compete with every class one key short: without
+    text only so, over up to four rounds with other keys; with text once, beside one round without the own key alone,
+    because in a cache that is short of a key everywhere the text weighs more than it will in the full one.
 
     Parameters
     ----------
@@ -144,16 +145,17 @@ class _HeldOutPictures(NamedTuple):
         """Weight of the pictures that text and cache get right, and the alphas: both (n_betas, n_alphas)."""
         n_alphas = len(SPREADS) if alpha is None else 1
         right, alphas = np.zeros((len(betas), n_alphas)), np.full((len(betas), n_alphas), alpha, dtype=np.float64)
-        for part, blocks in left_out_logits(self.queries, self._own_key, self.cache, betas):
-            zero_shot = cosine_logits(self.queries[part], text.prototypes, text.logit_scale)
-            for i, block in enumerate(blocks):
-                if alpha is None and np.isnan(alphas[i, 0]):
-                    alphas[i] = SPREADS * _unit(zero_shot, block)
-                logits = block.astype(zero_shot.dtype)
-                for j in range(n_alphas):
-                    mixed = logits * zero_shot.dtype.type(alphas[i, j])
-                    mixed += zero_shot
-                    right[i, j] += self._right(mixed, part)
+        for left_out in (self._own_key, next(self._rounds())):
+            for part, blocks in left_out_logits(self.queries, left_out, self.cache, betas):
+                zero_shot = cosine_logits(self.queries[part], text.prototypes, text.logit_scale)
+                for i, block in enumerate(blocks):
+                    if np.isnan(alphas[i, 0]):
+                        alphas[i] = SPREADS * _unit(zero_shot, block)
+                    logits = block.astype(zero_shot.dtype)
+                    for j in range(n_alphas):
+                        mixed = logits * zero_shot.dtype.type(alphas[i, j])
+                        mixed += zero_shot
+                        right[i, j] += self._right(mixed, part)
         return right, alphas
 
     def calibrated_alpha(self, beta: float) -> float:

@@ -103,13 +103,13 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
     outside `fit`.
 
     "cv" leaves out training pictures, with all their views and repeats, in closed form: the own key is masked, and the
-    votes of its class are scaled up by ``n_k / (n_k - 1)``. It takes the pair with the highest accuracy, averaged over
-    neighbouring pairs: beta between 1 and 100, alpha such that the cache spreads over the classes between 0.01 and 100
-    times as much as the text. Of equally good pairs it takes the one in their middle. Without text the classes compete
-    by the number of their keys too, so that one key of every class is masked for each left-out picture, several times
-    over; alpha, which then does not change a prediction, is that of the best calibrated probabilities. At most 4096
-    pictures are left out. Pictures that are alone in their class are not; if that is so in half of the classes or more,
-    alpha is 1 and beta 5.5. There is one warning.
+    votes of its class are scaled up by ``n_k / (n_k - 1)``. Because the class of that key competes with one picture
+    less, pictures are also scored with one key of every class masked; without text only so, with up to four different
+    choices of keys. The pair with the highest accuracy is taken, averaged over neighbouring pairs: beta between 1 and
+    100, alpha such that the cache spreads over the classes between 0.01 and 100 times as much as the text; of equally
+    good pairs the one in their middle. Without text alpha does not change a prediction, and is that of the best
+    calibrated probabilities. At most 4096 pictures are left out. Pictures that are alone in their class are not; if
+    that is so in half of the classes or more, alpha is 1 and beta 5.5. There is one warning.
 
     The paper searches alpha and beta on validation pictures, and on the test pictures where there are no others, as on
     ImageNet; "cv" sees neither. To follow the published protocol with a validation set, give it to scikit-learn's
@@ -212,7 +212,7 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
             beta=self.beta,
             normalize_values=self.normalize_values,
             defaults=DEFAULTS,
-            stacklevel=4,
+            stacklevel=3,
         )
         set_cache(self, Cache.of(training, len(self.classes_)))
         return self

@@ -16,7 +16,7 @@ from skclip.adapters._gradient import Pictures, Recipe, Tensors, Trained, minimi
 from skclip.adapters._held_out import Pictures as DistinctPictures
 from skclip.adapters._held_out import validation_split
 from skclip.adapters._text import set_text, warn_if_guessing
-from skclip.adapters._tip_adapter import ALPHA, BETA, DEFAULTS, set_cache, text_and_cache_logits
+from skclip.adapters._tip_adapter import set_cache, text_and_cache_logits
 from skclip.adapters._training import check_training
 from skclip.utils._arrays import first_view, unit_rows
 from skclip.utils._base import SkclipBase
@@ -25,6 +25,9 @@ from skclip.utils._params import HasMethods, Interval, StrOptions, check_paramet
 
 if TYPE_CHECKING:
     import torch
+
+# what the official configurations train with, but for alpha, which they set per data set from 1.17 up
+DEFAULTS = ALPHA, BETA = 1.0, 1.0
 
 # mark of a row that meets all keys
 NO_KEY = -1
@@ -47,10 +50,11 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
         an array belong to the labels 0..K-1. Rows are aligned with y by label, and prototypes of classes
         absent from y are left out. None is the cache alone.
     alpha : float or "cv", default=1.0
-        Weight of the cache. "cv", recommended, chooses it before training, see Notes. Without text 1 is small for few
-        pictures: the classes are then hardly told apart, and training has no time to change that.
-    beta : float or "cv", default=5.5
-        Sharpness of the votes.
+        Weight of the cache. "cv", recommended, chooses it before training, see Notes. 1 is small for a few pictures,
+        above all without text: the classes are then hardly told apart, and training has no time to change that.
+    beta : float or "cv", default=1.0
+        Sharpness of the votes. 1 is what all official configurations train with. A sharp kernel leaves most keys
+        without gradient, so that "cv" is rarely better.
     logit_scale : float, default=None
         Multiplier of the cosines with the prototypes. None is that of `zero_shot`, 100 for an array.
     normalize_values : bool, default=False
@@ -121,9 +125,8 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
     on one of them, which stands for encoding a new random crop.
 
     "cv" chooses alpha and beta from the untrained cache, by training pictures that are left out of it: with text by
-    their accuracy, as `TipAdapterClassifier` does; without by their log-loss, which training then goes on to minimise
-    (the kernel that is best without training is sharp, and a sharp kernel leaves most keys without gradient). They are
-    not searched again afterwards.
+    their accuracy, as `TipAdapterClassifier` does; without by their log-loss, which training then goes on to minimise.
+    They are not searched again afterwards. Where most classes have a single picture both are 1, with one warning.
 
     The official script evaluates on the test pictures after each epoch, reports the best epoch, and searches alpha and
     beta once more there; its figures are optimistic. Here the last epoch counts, or the best on held-out training
@@ -144,7 +147,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
     >>> directions = rng.normal(size=(3, 16))
     >>> y = np.repeat(["cat", "dog", "owl"], 8)
     >>> X = np.repeat(directions, 8, axis=0) + rng.normal(scale=0.5, size=(24, 16))
-    >>> clf = TipAdapterFClassifier(alpha="cv", beta="cv", random_state=0)
+    >>> clf = TipAdapterFClassifier(alpha="cv", random_state=0)
     >>> clf.fit(X, y).predict(directions)  # doctest: +SKIP
     array(['cat', 'dog', 'owl'], dtype='<U3')
     >>> clf.keys_.shape  # doctest: +SKIP
@@ -253,7 +256,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
             normalize_values=self.normalize_values,
             defaults=DEFAULTS,
             start_of_training=True,
-            stacklevel=4,
+            stacklevel=3,
         )
         pictures, cache = cached_pictures(training, len(self.classes_))
         trained = self._train(pictures, cache)
