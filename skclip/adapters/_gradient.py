@@ -78,6 +78,7 @@ def minimise_cross_entropy(
     constants: Mapping[str, NDArray] | None = None,
     penalty: Callable[[Tensors, Tensors], torch.Tensor] | None = None,
     after_epoch: Callable[[Tensors, Tensors], None] | None = None,
+    training_logits: Callable[[Tensors, Tensors, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     validation: Pictures | None = None,
     random_state: np.random.RandomState,
     device: str = "auto",
@@ -102,6 +103,9 @@ def minimise_cross_entropy(
         ``penalty(parameters, constants) -> scalar``, added to the loss of every batch, and so to ``loss_curve``.
     after_epoch : callable, default=None
         ``after_epoch(parameters, constants)``; may change `constants` in place.
+    training_logits : callable, default=None
+        ``training_logits(parameters, constants, rows, places) -> (b, K)`` takes the place of `logits` in training,
+        where pictures must not meet what was made of them; `places` are positions of the rows among `pictures`.
     validation : Pictures, default=None
         With it, the parameters of the best epoch by validation accuracy are returned (the first of equals), and
         ``recipe.n_iter_no_change`` counts epochs without a better one.
@@ -159,7 +163,11 @@ def minimise_cross_entropy(
             for batch in order.split(recipe.batch_size):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
-                scores = logits(learned, fixed, views[batch, drawn[batch]])
+                rows = views[batch, drawn[batch]]
+                if training_logits is None:
+                    scores = logits(learned, fixed, rows)
+                else:
+                    scores = training_logits(learned, fixed, rows, batch)
                 losses = torch.nn.functional.cross_entropy(scores, codes[batch], reduction="none")
                 loss = losses.mean() if weights is None else weights[batch] @ losses / len(batch)
                 if penalty is not None:

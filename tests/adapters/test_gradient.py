@@ -24,7 +24,11 @@ def problem(n=40, d=5, n_classes=3, n_views=1, weights=None, seed=0, dtype=np.fl
 
 
 def train(pictures, start, seed=0, logits=linear, **params):
-    options = {key: params.pop(key) for key in ("penalty", "constants", "after_epoch", "validation") if key in params}
+    options = {
+        key: params.pop(key)
+        for key in ("penalty", "constants", "after_epoch", "training_logits", "validation")
+        if key in params
+    }
     recipe = Recipe(**{"max_iter": 5, "batch_size": 1000, "learning_rate": 0.5, **params})
     return minimise_cross_entropy(
         logits, {"coef": start}, pictures, recipe, random_state=check_random_state(seed), name="test", **options
@@ -165,6 +169,34 @@ def test_after_epoch_changes_constants():
 
     train(pictures, start, max_iter=4, constants={"strength": np.array(0.0)}, after_epoch=after_epoch)
     assert seen == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_training_logits_know_the_places_of_their_rows():
+    pictures, start = problem(n=60)
+    held, pictures = pictures.take(np.arange(40, 60)), pictures.take(np.arange(40))
+    offsets = np.random.default_rng(0).normal(size=(40, 3))
+    seen = []
+
+    def shifted(learned, fixed, rows, places):
+        seen.extend(places.tolist())
+        np.testing.assert_array_equal(rows.numpy(), pictures.views[places.numpy(), 0])
+        return linear(learned, fixed, rows) + fixed["offsets"][places]
+
+    trained = train(
+        pictures,
+        start,
+        max_iter=1,
+        batch_size=16,
+        learning_rate=1e-12,
+        training_logits=shifted,
+        constants={"offsets": offsets},
+        validation=held,
+    )
+    assert sorted(seen) == list(range(40))
+    expected = -log_softmax(offsets, axis=1)[np.arange(40), pictures.codes].mean()
+    assert trained.loss_curve[0] == pytest.approx(expected)
+    scores = held.views[:, 0] @ trained.parameters["coef"].T
+    assert trained.validation_curve[0] == pytest.approx(np.mean(scores.argmax(axis=1) == held.codes))
 
 
 def test_training_ends_without_improvement():
