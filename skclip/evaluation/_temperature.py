@@ -6,16 +6,17 @@ import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import softmax
+from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_consistent_length
 
 from skclip.metrics._checks import as_weights, check_scores, label_columns
-from skclip.utils._arrays import row_batches
 from skclip.utils._base import SkclipWarning
 
 # logarithms of the inverse temperatures that are tried; those of scikit-learn
 _LOG_BOUNDS = (-10.0, 10.0)
+
+_MAX_STEPS, _TOLERANCE = 100, 1e-12
+_BLOCK = 2**17  # logits
 
 
 def fit_temperature(
@@ -63,8 +64,8 @@ def fit_temperature(
 
     Notes
     -----
-    The likelihood is convex in 1 / T: the root of its derivative is found in about 15 passes over the logits, in
-    float64 and in blocks of rows.
+    The likelihood is convex in 1 / T: Newton's method, kept between bounds by bisection, takes about ten passes over
+    the logits, in float64 and in blocks of rows.
 
     References
     ----------
@@ -88,25 +89,37 @@ def fit_temperature(
     if not scores.any():
         return _at_the_bound(1.0, "all logits of a row are equal, in every row")
 
-    def slope(log_beta: float) -> float:
-        return _slope(scores, codes, weights, np.exp(log_beta))
-
     low, high = _LOG_BOUNDS
-    if slope(high) <= 0.0:
+    if _derivatives(scores, codes, weights, high)[0] <= 0.0:
         return _at_the_bound(float(np.exp(-high)), "the largest logit is that of the label in every row that counts")
-    if slope(low) >= 0.0:
+    if _derivatives(scores, codes, weights, low)[0] >= 0.0:
         return _at_the_bound(float(np.exp(-low)), "the logits predict the labels no better than chance")
-    return float(np.exp(-brentq(slope, low, high, xtol=1e-12, rtol=1e-14)))
+    log_beta = float(np.clip(-np.log(scores.std()), low + 1.0, high - 1.0))
+    for _ in range(_MAX_STEPS):
+        slope, curvature = _derivatives(scores, codes, weights, log_beta)
+        low, high = (low, log_beta) if slope > 0.0 else (log_beta, high)
+        newton = log_beta - slope / curvature if curvature > 0.0 else np.inf
+        previous, log_beta = log_beta, newton if low <= newton <= high else 0.5 * (low + high)
+        if abs(log_beta - previous) < _TOLERANCE:
+            break
+    return float(np.exp(-log_beta))
 
 
-def _slope(scores: NDArray, codes: NDArray, weights: NDArray, beta: float) -> float:
-    """Derivative of the summed negative log-likelihood of ``softmax(beta * scores)`` with respect to beta."""
-    total = 0.0
-    for part in row_batches(len(scores), 24 * scores.shape[1]):
-        block = scores[part]
-        expected = np.einsum("nk,nk->n", softmax(beta * block, axis=1), block)
-        total += float(weights[part] @ (expected - block[np.arange(len(block)), codes[part]]))
-    return total
+def _derivatives(scores: NDArray, codes: NDArray, weights: NDArray, log_beta: float) -> tuple[float, float]:
+    """First and second derivative of the weighted negative log-likelihood of ``softmax(exp(log_beta) * scores)`` with
+    respect to `log_beta`; the largest score of a row is 0."""
+    beta, slope, curvature = np.exp(log_beta), 0.0, 0.0
+    # blocks that stay in cache
+    for part in gen_batches(len(scores), max(1, _BLOCK // scores.shape[1])):
+        block = beta * scores[part]
+        prob = np.exp(block)
+        total = prob.sum(axis=1)
+        mean = np.einsum("nk,nk->n", prob, block) / total
+        square = np.einsum("nk,nk,nk->n", prob, block, block) / total
+        own = block[np.arange(len(block)), codes[part]]
+        slope += float(weights[part] @ (mean - own))
+        curvature += float(weights[part] @ (square - mean**2 + mean - own))
+    return slope, curvature
 
 
 def _at_the_bound(temperature: float, reason: str) -> float:

@@ -77,8 +77,8 @@ def label_columns(
     return rows_of_labels(labels, present, what=name, source="labels")[codes]
 
 
-def check_scores(name: str, scores: ArrayLike, *, ndim: int = 1) -> NDArray:
-    """Finite float64 array of `ndim` dimensions with at least one row.
+def check_scores(name: str, scores: ArrayLike, *, ndim: int = 1, keep_float32: bool = False) -> NDArray:
+    """Finite float64 array of `ndim` dimensions with at least one row; or float32 where it was and may stay.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def check_scores(name: str, scores: ArrayLike, *, ndim: int = 1) -> NDArray:
     if not np.isfinite(array).all():
         place = np.argwhere(~np.isfinite(array))[0].tolist()
         raise ValueError(f"{name}[{', '.join(map(str, place))}] is {array[tuple(place)]}; every entry must be finite.")
-    return array.astype(np.float64, copy=False)
+    return array if keep_float32 else array.astype(np.float64, copy=False)
 
 
 def check_probabilities(

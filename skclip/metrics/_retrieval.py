@@ -134,7 +134,7 @@ def retrieval_average_precision(
 
     Notes
     -----
-    O(n_queries n_items log n_items) time, in blocks of queries.
+    O(n_queries n_items log n_items) time, one query at a time.
 
     References
     ----------
@@ -150,30 +150,14 @@ def retrieval_average_precision(
     scores = _check_similarity(similarity)
     pairs = _check_relevant(relevant, scores.shape)
     weights = as_weights(sample_weight, len(scores))
-    n_queries, n_items = scores.shape
-    precision = np.empty(n_queries)
-    for rows in row_batches(n_queries, 40 * n_items):
-        block = scores[rows]
-        belongs = np.zeros(block.shape, dtype=bool)
-        mine = slice(pairs.starts[rows.start], pairs.starts[rows.stop] if rows.stop < n_queries else None)
-        belongs[pairs.queries[mine] - rows.start, pairs.items[mine]] = True
-        precision[rows] = _average_precisions(block, belongs)
-    return float(np.average(precision, weights=weights))
-
-
-def _average_precisions(scores: NDArray, belongs: NDArray) -> NDArray:
-    """Average precision of each row."""
     n_items = scores.shape[1]
-    order = np.argsort(-scores, axis=1)
-    ranked = np.take_along_axis(scores, order, axis=1)
-    hits = np.take_along_axis(belongs, order, axis=1)
-    # an item is as late as the last of those equal to it
-    last = np.empty(ranked.shape, dtype=np.intp)
-    last[:, -1] = n_items - 1
-    last[:, :-1] = np.where(ranked[:, :-1] != ranked[:, 1:], np.arange(n_items - 1), n_items - 1)
-    last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
-    found = np.take_along_axis(np.cumsum(hits, axis=1), last, axis=1)
-    return (hits * found / (last + 1)).sum(axis=1) / hits.sum(axis=1)
+    precision = np.empty(len(scores))
+    for query, (start, count) in enumerate(zip(pairs.starts, pairs.counts, strict=True)):
+        own = np.sort(scores[query, pairs.items[start : start + count]])
+        at_least = n_items - np.searchsorted(np.sort(scores[query]), own, side="left")
+        own_at_least = count - np.searchsorted(own, own, side="left")
+        precision[query] = np.mean(own_at_least / at_least)
+    return float(np.average(precision, weights=weights))
 
 
 def _all_missed(n_drawn: NDArray, n_own: NDArray, n_other: NDArray) -> NDArray:
@@ -187,7 +171,7 @@ def _all_missed(n_drawn: NDArray, n_own: NDArray, n_other: NDArray) -> NDArray:
 
 
 def _check_similarity(similarity: ArrayLike) -> NDArray:
-    return check_scores("similarity", similarity, ndim=2)
+    return check_scores("similarity", similarity, ndim=2, keep_float32=True)
 
 
 def _check_relevant(relevant: Any, shape: tuple[int, int]) -> _Relevant:

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn import config_context
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import make_classification
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from skclip.evaluation import fit_temperature
+from skclip.evaluation import _temperature, fit_temperature
 from skclip.metrics import negative_log_likelihood
 from skclip.utils import SkclipWarning, get_logits
 
@@ -74,7 +73,7 @@ def test_never_worse_on_the_rows_it_was_fitted_to(seed):
     np.testing.assert_array_equal((logits / temperature).argmax(axis=1), logits.argmax(axis=1))
 
 
-def test_shifts_weights_types_and_blocks():
+def test_shifts_weights_types_and_blocks(monkeypatch):
     logits, y = calibrated(500)
     logits = 5 * logits
     expected = fit_temperature(logits, y)
@@ -83,8 +82,8 @@ def test_shifts_weights_types_and_blocks():
     assert fit_temperature(logits.astype(np.float32), y) == pytest.approx(expected, rel=1e-5)
     names = np.array(list("edcba"))
     assert fit_temperature(logits, names[y], labels=names) == pytest.approx(expected, rel=1e-12)
-    with config_context(working_memory=0.01):
-        assert fit_temperature(logits, y) == pytest.approx(expected, rel=1e-9)
+    monkeypatch.setattr(_temperature, "_BLOCK", 60)
+    assert fit_temperature(logits, y) == pytest.approx(expected, rel=1e-9)
     weights = np.random.default_rng(0).integers(0, 3, 500)
     found = fit_temperature(logits, y, sample_weight=weights)
     many = np.repeat(np.arange(500), weights)
