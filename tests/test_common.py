@@ -19,6 +19,7 @@ RAW_X = {
 }
 OWN_CHECKS = {
     **RAW_X,
+    "ConceptAssociationProbe": "knows its objects from the parameters and predicts for (picture, queried object) pairs",
     "ZeroShotClassifier": "knows its classes from the parameters and takes features of one width",
 }
 
