@@ -96,8 +96,8 @@ class CLIPRetriever(SkclipBase):
 
     A list of strings as X is a list of **paths**, everywhere; sentences are passed as ``texts=``.
 
-    A collection may also be one of texts: fit on the features of `skclip.CLIPTextFeatures`, name the `model`, and search
-    it by pictures.
+    A collection may also be one of texts: fit on the features of `skclip.CLIPTextFeatures`, name the `model`, and
+    search it by pictures.
 
     With features of shape (n, V, d) view 0, the plain picture, is read.
 
