@@ -13,8 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from skclip.evaluation import _temperature, fit_temperature
-from skclip.metrics import negative_log_likelihood
+from skclip.metrics import expected_calibration_error, negative_log_likelihood
 from skclip.utils import SkclipWarning, get_logits
+from skclip.utils._arrays import unit_rows
 
 
 def calibrated(n=4000, n_classes=5, seed=0):
@@ -117,3 +118,21 @@ def test_bad_input():
         fit_temperature(logits, ["eel"] * 6, labels=list("abcde"))
     with pytest.raises(ValueError, match="zero"):
         fit_temperature(logits, y, sample_weight=np.zeros(6))
+
+
+@pytest.mark.realdata
+def test_cosines_of_a_real_model_need_its_scale(realdata):
+    path = realdata / "clip-vit-b-32-openai" / "imagenet.npz"
+    if not path.is_file():
+        pytest.skip("no imagenet.npz")
+    with np.load(path) as data:
+        X, y, *texts = (data[name].astype(np.float32) for name in ("X_train_2", "y_train_2", "text_a", "text_b"))
+    y = y.astype(int)
+    cosines = unit_rows(X) @ unit_rows(sum(map(unit_rows, texts))).T
+    accuracy = np.mean(cosines.argmax(axis=1) == y)
+    # bare cosines are as good as no confidence at all
+    assert expected_calibration_error(y, softmax(cosines, axis=1)) == pytest.approx(accuracy - 1 / 1000, abs=0.002)
+    # the scale that the model was trained with is 100
+    assert 1 / fit_temperature(cosines[::2], y[::2]) == pytest.approx(105.4, abs=0.5)
+    errors = {scale: expected_calibration_error(y[1::2], softmax(scale * cosines[1::2], axis=1)) for scale in (1, 100)}
+    assert errors[100] < 0.08 < 0.5 < errors[1]
