@@ -24,6 +24,7 @@ from skclip.adapters._signatures import (
     spread_out,
 )
 from skclip.adapters._text import ClassText, fitted_text
+from skclip.adapters._tip_adapter import fitted_cache, set_cache
 from skclip.adapters._training import Training
 from skclip.utils._arrays import row_batches, unit_rows
 from skclip.utils._base import SkclipWarning
@@ -86,10 +87,6 @@ class Support(NamedTuple):
         """What affinities are taken with, (m, d)."""
         return blended_keys(self.cache.keys, self.captions, delta)
 
-    def counts(self) -> NDArray:
-        """Sum of the weights of each class, (K,)."""
-        return np.bincount(self.cache.codes, weights=self.cache.weights, minlength=self.cache.n_classes)
-
     def distinct(self) -> NDArray:
         """Position of the first repeat of each picture, in an order that the values alone decide."""
         return np.unique(self.groups, return_index=True)[1]
@@ -126,7 +123,7 @@ def fit_support(
 ) -> Weights:
     """Set the fitted attributes that SuS-X and CapS-Adapter share; `signature` is None without a divergence term."""
     cache = support.cache
-    estimator.keys_, estimator.codes_, estimator.weights_ = cache.keys, cache.codes, cache.weights
+    set_cache(estimator, cache)
     estimator.signature_sums_ = estimator.affinity_range_ = estimator.divergence_range_ = None
     if signature is not None:
         estimator.signature_sums_ = signature_sums(cache.keys, signature, cache.codes, cache.weights, cache.n_classes)
@@ -146,22 +143,19 @@ def support_logits(
     text = fitted_text(estimator)
     if text is not None and estimator.alpha_ == estimator.gamma_ == 0.0:
         return cosine_logits(rows, text.prototypes, text.logit_scale)
-    n_classes = len(estimator.classes_)
-    keys = blended_keys(estimator.keys_, captions, delta)
-    logits = np.zeros((len(rows), n_classes))
+    cache = fitted_cache(estimator)
+    keys, counts = blended_keys(cache.keys, captions, delta), cache.counts()
+    logits = np.zeros((len(rows), cache.n_classes))
     if text is not None:
         logits += cosine_logits(rows, text.prototypes, text.logit_scale)
     if estimator.alpha_ > 0.0:
-        order = np.arange(len(keys))
-        cache = Cache(keys, estimator.codes_, estimator.weights_, order, n_classes)
-        logits += estimator.alpha_ * cache_logits(rows, cache, estimator.beta_)
+        logits += estimator.alpha_ * cache_logits(rows, cache._replace(keys=keys), estimator.beta_)
     if signature is not None and estimator.gamma_ > 0.0:
         if estimator.rescale == "fit":
             ranges = Ranges(tuple(estimator.affinity_range_), tuple(estimator.divergence_range_))
         else:
-            ranges = Ranges(affinity_range(rows, keys), divergence_range(rows, estimator.keys_, signature))
-        counts = np.bincount(estimator.codes_, weights=estimator.weights_, minlength=n_classes)
-        for part in row_batches(len(rows), 8 * (4 * estimator.signature_sums_.shape[1] + 3 * n_classes)):
+            ranges = Ranges(affinity_range(rows, keys), divergence_range(rows, cache.keys, signature))
+        for part in row_batches(len(rows), 8 * (4 * estimator.signature_sums_.shape[1] + 3 * cache.n_classes)):
             totals = divergence_sums(signature(rows[part]), estimator.signature_sums_, counts)
             logits[part] += estimator.gamma_ * divergence_logits(totals, counts, ranges)
     return logits
@@ -187,7 +181,7 @@ class _LeftOut(NamedTuple):
         chosen = np.flatnonzero(several)
         chosen = chosen[spread_out(len(chosen), _MOST_LEFT_OUT)]
         first, codes, own = first[chosen], codes[chosen], own[chosen]
-        counts = support.counts()[codes]
+        counts = support.cache.counts()[codes]
         lift = counts / np.maximum(counts - own, np.finfo(np.float64).eps * counts)
         return cls(support.queries[first], codes, own, support.groups[first], lift, support.cache.keys[first])
 
@@ -211,7 +205,7 @@ class _LeftOut(NamedTuple):
     def divergences(self, support: Support, signature: Signature, sums: NDArray) -> NDArray:
         """Divergences summed by class without the own picture, (n, K)."""
         log_queries = signature(self.queries)
-        totals = divergence_sums(log_queries, sums, support.counts())
+        totals = divergence_sums(log_queries, sums, support.cache.counts())
         own = np.einsum("ic,ic->i", np.exp(log_queries), log_queries - signature(self.keys))
         totals[np.arange(len(totals)), self.codes] -= self.weights * own
         return self.lifted(totals)
@@ -244,7 +238,7 @@ class _Evidence(NamedTuple):
         if self.totals is None:
             return None
         ranges = Ranges(self.support.affinity_range(delta), self.divergence_range)
-        return divergence_logits(self.totals, self.support.counts(), ranges)
+        return divergence_logits(self.totals, self.support.cache.counts(), ranges)
 
 
 def choose_weights(
