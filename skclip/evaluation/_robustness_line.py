@@ -15,8 +15,8 @@ from skclip.metrics._checks import as_weights, check_accuracies
 from skclip.utils._base import SkclipBase
 from skclip.utils._params import Interval, StrOptions, check_parameters
 
-# the transform of an accuracy, and the way back
-_TRANSFORMS = {"probit": (ndtri, ndtr), "logit": (logit, expit), "linear": (np.asarray, lambda z: np.clip(z, 0.0, 1.0))}
+# an accuracy on each scale, and the way back
+_SCALES = {"probit": (ndtri, ndtr), "logit": (logit, expit), "linear": (np.asarray, lambda z: np.clip(z, 0.0, 1.0))}
 
 
 class RobustnessLine(SkclipBase):
@@ -28,8 +28,8 @@ class RobustnessLine(SkclipBase):
 
     Parameters
     ----------
-    transform : {"probit", "logit", "linear"}, default="probit"
-        g.
+    scale : {"probit", "logit", "linear"}, default="probit"
+        g, in which the line is straight.
     clip : float, default=1e-4
         Accuracies are moved this far away from 0 and 1, where probit and logit are infinite.
 
@@ -63,12 +63,12 @@ class RobustnessLine(SkclipBase):
     """
 
     _parameter_constraints = {
-        "transform": [StrOptions(set(_TRANSFORMS))],
+        "scale": [StrOptions(set(_SCALES))],
         "clip": [Interval(Real, 0, 0.5, closed="neither")],
     }
 
-    def __init__(self, transform: Literal["probit", "logit", "linear"] = "probit", *, clip: float = 1e-4):
-        self.transform = transform
+    def __init__(self, scale: Literal["probit", "logit", "linear"] = "probit", *, clip: float = 1e-4):
+        self.scale = scale
         self.clip = clip
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
@@ -125,7 +125,7 @@ class RobustnessLine(SkclipBase):
         """
         check_is_fitted(self)
         ids = np.atleast_1d(check_accuracies("X", X))
-        return _TRANSFORMS[self.transform][1](self.slope_ * self._forward(ids) + self.intercept_)
+        return _SCALES[self.scale][1](self.slope_ * self._forward(ids) + self.intercept_)
 
     def effective_robustness(self, accuracy_id: ArrayLike, accuracy_shift: ArrayLike) -> Any:
         """Accuracy under shift beyond the line.
@@ -142,5 +142,11 @@ class RobustnessLine(SkclipBase):
         """
         return effective_robustness(accuracy_id, accuracy_shift, self)
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.one_d_array, tags.input_tags.two_d_array = True, False
+        return tags
+
     def _forward(self, accuracies: NDArray) -> NDArray:
-        return _TRANSFORMS[self.transform][0](np.clip(accuracies, self.clip, 1.0 - self.clip))
+        return _SCALES[self.scale][0](np.clip(accuracies, self.clip, 1.0 - self.clip))

@@ -70,8 +70,8 @@ def test_bad_input():
         RobustnessLine().fit([0.5, 0.6], [0.3])
     with pytest.raises(ValueError, match="one accuracy per model"):
         RobustnessLine().fit(0.5, 0.4)
-    with pytest.raises(ValueError, match="'transform' parameter"):
+    with pytest.raises(ValueError, match="'scale' parameter"):
         RobustnessLine("arcsin").fit(IDS, IDS)
     with pytest.raises(ValueError, match="'clip' parameter"):
         RobustnessLine(clip=0.0).fit(IDS, IDS)
-    assert clone(RobustnessLine("logit", clip=0.01)).get_params() == {"transform": "logit", "clip": 0.01}
+    assert clone(RobustnessLine("logit", clip=0.01)).get_params() == {"scale": "logit", "clip": 0.01}
