@@ -117,7 +117,7 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
     curvature. A step of alpha along its fresh gradient cannot either, taken alone.
 
     Cost of `fit`: O(n V K d) per iteration and O(n V K) memory; 4000 pictures of 512 features and 1000 classes take
-    about 30 s on one core. Products are computed in the floating type of X, all else in float64. Prediction is
+    about 40 s on one core. Products are computed in the floating type of X, all else in float64. Prediction is
     O(n K d).
 
     References
