@@ -20,6 +20,7 @@ RAW_X = {
 OWN_CHECKS = {
     **RAW_X,
     "ConceptAssociationProbe": "knows its objects from the parameters and predicts for (picture, queried object) pairs",
+    "RobustnessLine": "takes one accuracy per model, between 0 and 1",
     "ZeroShotClassifier": "knows its classes from the parameters and takes features of one width",
 }
 

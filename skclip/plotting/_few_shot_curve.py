@@ -17,7 +17,7 @@ from skclip.plotting._figures import COLORS, GRAY, MARKERS, import_pyplot, spare
 from skclip.utils._names import check_labels
 
 _DASHES = ("--", ":", "-.")
-_MOST_NAMES_INSIDE = 6
+_MOST_NAMES_INSIDE = 4
 
 
 class FewShotCurveDisplay:
