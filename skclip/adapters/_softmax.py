@@ -15,6 +15,8 @@ from skclip.adapters._moments import class_sums
 _BLOCK_ENTRIES = 2**17
 # sums of float32 products over so many rows are added up in float64
 _GRADIENT_ROWS = 4096
+# smallest eigenvalue of the curvature between classes, in units of the largest, that is not rounding
+_FLATTEST = 1e-7
 # iterations after which logits are computed afresh: adding up steps adds up rounding
 _FRESH_EVERY = 10
 
@@ -196,14 +198,15 @@ class SoftmaxObjective:
         masses = self._masses if self._point[:, :-1].any() else self.design.sums
         self._means = masses[:, :-1] / np.maximum(masses[:, -1:], np.finfo(np.float64).tiny)
         values, self._vectors = eigh(self._class_curvature())
-        scale = self.weight * np.maximum(values, 0.0)[:, None]
+        scale = self.weight * np.maximum(values, _FLATTEST * values[-1])[:, None]
         self._damping = scale * np.append(self.design.spread, 1.0)
         self._damping[:, :-1] += self.penalty
-        # What is common to all classes changes no probability: the minimum has none of it, and no step needs any.
-        self._damping[values <= 1e-9 * values[-1]] = np.inf
 
     def _class_curvature(self) -> NDArray:
-        """Weighted mean of ``diag(p) - p p^T``, (K, K)."""
+        """Weighted mean of ``diag(p) - p p^T``, (K, K), plus any curvature along what is common to all classes.
+
+        That changes no probability: the minimum has none of it, and no step needs any.
+        """
         curvature = np.zeros((self._logits.shape[1], self._logits.shape[1]))
         for part in self._blocks:
             proba = self._residuals[part].copy()
@@ -217,7 +220,7 @@ class SoftmaxObjective:
             curvature -= weighted.T @ proba
         mass = self._masses[:, -1]
         curvature[np.diag_indices_from(curvature)] += mass
-        return curvature / self.weight
+        return curvature / self.weight + mass.mean() / self.weight / len(mass)
 
     def precondition(self, vector: NDArray) -> NDArray:
         shifted = vector.copy()
@@ -226,8 +229,7 @@ class SoftmaxObjective:
         solved /= self._damping
         solved = self._vectors @ solved
         solved[:, -1] -= np.einsum("kd,kd->k", solved[:, :-1], self._means)
-        solved[:, -1] -= solved[:, -1].mean()
-        return solved
+        return solved - solved.mean(axis=0)
 
 
 def penalty_of(C: float, n_classes: int) -> float:
