@@ -13,8 +13,11 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "CLIPClassifier": "skclip.zero_shot",
     "CLIPFeatures": "skclip.features",
+    "CLIPRetriever": "skclip.retrieval",
     "CLIPTextFeatures": "skclip.features",
     "GDAClassifier": "skclip.adapters",
+    "LinearProbeClassifier": "skclip.adapters",
+    "TipAdapterClassifier": "skclip.adapters",
     "ZeroShotClassifier": "skclip.zero_shot",
     "clear_backbones": "skclip._backbones",
     "clear_store": "skclip.features",
@@ -29,9 +32,12 @@ if TYPE_CHECKING:
     from skclip._backbones import get_card as get_card
     from skclip._backbones import list_models as list_models
     from skclip.adapters import GDAClassifier as GDAClassifier
+    from skclip.adapters import LinearProbeClassifier as LinearProbeClassifier
+    from skclip.adapters import TipAdapterClassifier as TipAdapterClassifier
     from skclip.features import CLIPFeatures as CLIPFeatures
     from skclip.features import CLIPTextFeatures as CLIPTextFeatures
     from skclip.features import clear_store as clear_store
+    from skclip.retrieval import CLIPRetriever as CLIPRetriever
     from skclip.zero_shot import CLIPClassifier as CLIPClassifier
     from skclip.zero_shot import ZeroShotClassifier as ZeroShotClassifier
 
