@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.utils import check_array
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, has_fit_parameter
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skclip.adapters._covariance import (
     SharedGaussian,
@@ -30,12 +30,12 @@ from skclip.adapters._held_out import Pictures, distinct_pictures, leave_one_out
 from skclip.adapters._mixing import HeldOut, alpha_of_spread, best_alpha, most_accurate_alpha
 from skclip.adapters._moments import ClassMoments, unit_blocks
 from skclip.adapters._text import ClassText, fitted_text, names_misplaced, set_text, warn_if_guessing
-from skclip.adapters._training import check_directions, check_target, check_training
-from skclip.utils._arrays import check_features, check_weights, first_view, row_batches, unit_rows
+from skclip.adapters._training import check_chunk, check_training
+from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
-from skclip.utils._names import ClassNames, check_labels, rows_of_labels
+from skclip.utils._names import ClassNames
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
 # from text alone to discriminant analysis alone; the paper searches 1e-4 to 1e2
@@ -324,32 +324,15 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         """
         check_parameters(self)
         first = not hasattr(self, "coef_")
-        if first and classes is None:
-            raise ValueError("classes must be passed on the first call to partial_fit.")
         if not first and not hasattr(self, "moments_"):
             raise ValueError("partial_fit cannot continue a model made by with_classes: its new classes have no rows.")
-        X, n_views = check_features(self, X, reset=first)
-        y = check_target(self, y)
-        check_consistent_length(X[::n_views], y)
-        weights = check_weights(sample_weight, len(y))
-        known = self.classes_ if classes is None else np.unique(check_labels(classes, name="classes"))
-        if len(known) < 2:
-            raise ValueError(
-                f"classes holds one class only, {known[0].item()!r}; GDAClassifier needs at least two classes."
-            )
-        if not first and not np.array_equal(known, self.classes_):
-            raise ValueError(
-                f"classes={known.tolist()} differs from the classes of the first call, {self.classes_.tolist()}."
-            )
-        codes = rows_of_labels(known, y, source="classes")
-        check_directions(X, codes, known, n_views)
-        self.classes_ = known
+        X, codes, weights, n_views, _ = check_chunk(self, X, y, classes, sample_weight, first=first)
         text = set_text(self) if first else fitted_text(self)
         if text is not None:
             warn_if_guessing(first_view(X, n_views), codes, text, stacklevel=3)
 
         if first:
-            moments = ClassMoments.empty(len(known), self.n_features_in_)
+            moments = ClassMoments.empty(len(self.classes_), self.n_features_in_)
         else:
             state: dict[str, Any] = {name: np.copy(value)[()] for name, value in self.moments_.items()}
             moments = ClassMoments(**state)
