@@ -85,7 +85,8 @@ def test_fit_20000x512_of_100_classes(benchmark, rows, C):
     wall, cpu = ({k: float(np.median([t[i] for t in v])) for k, v in times.items()} for i in (1, 2))
     benchmark.extra_info.update({"wall": wall["theirs"] / wall["ours"], "cpu": cpu["theirs"] / cpu["ours"]})
     print(
-        f"\nC={C:g}: ours tol={tol_ours:g} {X_ours.dtype} {times['ours'][0][0].n_iter_} iterations {wall['ours']:.2f} s, "
+        f"\nC={C:g}: ours tol={tol_ours:g} {X_ours.dtype} {times['ours'][0][0].n_iter_} iterations "
+        f"{wall['ours']:.2f} s, "
         f"scikit-learn tol={tol_theirs:g} {X_theirs.dtype} {times['theirs'][0][0].n_iter_[0]} iterations "
         f"{wall['theirs']:.2f} s: {wall['theirs'] / wall['ours']:.1f} times (CPU {cpu['theirs'] / cpu['ours']:.1f})"
     )
