@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skclip.adapters._covariance import SharedGaussian
@@ -382,8 +381,8 @@ def _mixture_logits(
             return scores
         zero_shot = cosine_logits(unit, text.prototypes, text.logit_scale)
         # as weights of the mixture, zero-shot logits count as probabilities; this leaves softmax as it is
-        scores -= logsumexp(zero_shot, axis=1, keepdims=True)
         scores += zero_shot
+        scores -= _softmax(zero_shot)[1][:, None]
         return scores
 
     return logits
