@@ -169,9 +169,9 @@ def line_search(
         value, here = at(trial)
         if abs(here) <= -_SLOPE_SHARE * slope and value <= loss + rounding * abs(loss):
             return trial, value
-        # Of a convex function every point beyond a value as high as the first lies beyond the minimum.
         if here > 0.0 or not np.isfinite(value):
-            high, high_slope = trial, here
+            # Far beyond the minimum a loss that saturates has next to no slope, which says nothing about its root.
+            high, high_slope = trial, here if value <= loss else np.inf
         else:
             low, low_slope = trial, here
         trial = _next_trial(low, low_slope, high, high_slope)

@@ -99,8 +99,8 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
     held-out loss rises, then half a decade to both sides. All views and repeats of a picture share a fold. A class with
     a single picture cannot lose it: C is then 1e4, with a warning.
 
-    Float32 rows are multiplied in float32, vectors are float64; float64 rows are float64 throughout. Float32 cannot
-    resolve tolerances much below 1e-5.
+    Float32 rows are multiplied in float32, vectors are float64; float64 rows are float64 throughout. Where float32
+    hides the next step - tolerances much below 1e-5, hardly any regularisation - the fit starts again in float64.
 
     Cost of `fit`: O(n d^2 + d^3) once and O(n K d) per iteration, about 15 at C = 1 and 65 at C = 100; three arrays of
     (n, K) and two copies of X in memory. ``C="cv"`` costs some tens of short fits and five copies of X. Prediction
@@ -174,7 +174,7 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
         Warns
         -----
         ConvergenceWarning
-            If `max_iter` iterations do not reach `tol`, or float32 cannot resolve it.
+            If `max_iter` iterations do not reach `tol`, or rounding hides it.
         SkclipWarning
             If ``C="cv"`` meets a class with one picture.
         """
@@ -189,8 +189,7 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
         if n_views > 1:
             codes = np.repeat(codes, n_views)
             weights = np.repeat(np.ones(len(codes) // n_views) if weights is None else weights, n_views) / n_views
-        design = Design.of(rows, codes, weights, len(self.classes_))
-        self._finish(design)
+        self._minimise(rows, codes, weights)
         return self
 
     def logits(self, X: Any) -> NDArray:
@@ -229,29 +228,30 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
             )
         return factors[codes] if weights is None else factors[codes] * weights
 
-    def _finish(self, design: Design) -> None:
+    def _minimise(self, rows: NDArray, codes: NDArray, weights: NDArray | None) -> None:
         """Fit at C, and set what the user reads."""
         n_classes = len(self.classes_)
+        design = Design.of(rows, codes, weights, n_classes)
         objective = SoftmaxObjective(design, penalty_of(self.C_, n_classes))
         found = minimise(
             objective, design.start(), tol=self.tol, max_iter=self.max_iter, first_step=first_step(n_classes)
         )
+        if found.stalled and rows.dtype != np.float64:
+            self._minimise(rows.astype(np.float64), codes, weights)
+            return
         self.coef_, self.intercept_ = design.coefficients(found.point)
         self.loss_curve_ = [loss / design.weight for loss in found.losses]
         self.n_iter_ = max(1, len(found.losses) - 1)
         if self.verbose:
             print(f"LinearProbeClassifier: C={self.C_:g}, {self.n_iter_} iterations, loss {self.loss_curve_[-1]:.6g}")
-        if found.converged:
-            return
-        if found.stalled:
-            advice = f"{design.rows.dtype} cannot resolve tol={self.tol:g}; pass float64 features or a larger tol"
-        else:
-            advice = "increase max_iter or tol"
-        warnings.warn(
-            f"The linear probe did not converge in {self.n_iter_} iterations: {advice}.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
+        if not found.converged:
+            rounded = f"float64 cannot resolve tol={self.tol:g}; pass a larger tol"
+            advice = rounded if found.stalled else "increase max_iter or tol"
+            warnings.warn(
+                f"The linear probe did not converge in {self.n_iter_} iterations: {advice}.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
 
     def _search(self, rows: NDArray, codes: NDArray, weights: NDArray | None, n_views: int) -> float:
         """The C of ``C="cv"``, from training rows only."""

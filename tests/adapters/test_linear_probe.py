@@ -318,10 +318,32 @@ def test_running_out_of_iterations_warns():
     assert len(clf.loss_curve_) == 3
 
 
-def test_a_tolerance_beyond_float32_warns():
+def test_a_tolerance_beyond_float32_is_reached_in_float64():
     X, y = clip_like(2000)
-    with pytest.warns(ConvergenceWarning, match="float32 cannot resolve tol=1e-12"):
-        LinearProbeClassifier(10.0, tol=1e-12, max_iter=100_000).fit(X, y)
+    clf = LinearProbeClassifier(10.0, tol=1e-9).fit(X, y)
+    double = LinearProbeClassifier(10.0, tol=1e-9).fit(X.astype(np.float64), y)
+    np.testing.assert_allclose(clf.predict_proba(X), double.predict_proba(X), atol=1e-6)
+
+
+def test_a_tolerance_beyond_float64_warns():
+    X, y = small()
+    with pytest.warns(ConvergenceWarning, match=r"float64 cannot resolve tol=1e-30; pass a larger tol"):
+        LinearProbeClassifier(10.0, tol=1e-30, max_iter=100_000).fit(X, y)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shots", [1, 2, 4])
+def test_few_rows_and_next_to_no_penalty(shots, dtype):
+    # the first step goes so far that every row is right and the loss has no slope left
+    rng = np.random.default_rng(shots)
+    y = np.repeat(np.arange(6), shots)
+    X = (np.eye(6, 40)[y] + 0.1 * rng.normal(size=(len(y), 40))).astype(dtype)
+    for C in (1e4, 1e5, 3e5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            clf = LinearProbeClassifier(C).fit(X, y)
+        np.testing.assert_array_equal(clf.predict(X), y)
+        assert clf.loss_curve_[-1] < 0.05
 
 
 def test_loss_curve_falls_and_verbose_prints(capsys):
