@@ -19,12 +19,14 @@ from skclip.features import CLIPTextFeatures
 from skclip.utils._arrays import FLOATS, check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
 # what a text-side estimator tells about how to encode captions
 _ENCODER_PARAMETERS = ("device", "precision", "batch_size", "store")
 
 
+@fill_doc
 class CapSAdapterClassifier(LogitsMixin, SkclipBase):
     """Training-free classification with a support set whose pictures have captions: a query is compared with picture
     and caption.
@@ -68,13 +70,11 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
         If given, X of `fit` holds an image and a caption feature side by side, the caption in the last
         `caption_columns` columns, as many as the image has: for tools that pass on X and y alone. Prediction takes the
         image columns, or all of them, and reads the image columns.
-    logit_scale : float, default=None
-        Multiplier of the cosines with the prototypes. None is that of `zero_shot`, 100 for an array.
+    %(logit_scale)s
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     alpha_, beta_, gamma_, delta_ : float
         Numbers in use; ``gamma_`` is 0 where there is no signature, ``delta_`` where there are no captions.
     keys_ : ndarray of shape (m, d)
@@ -90,16 +90,12 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
     affinity_range_, divergence_range_ : ndarray of shape (2,) or None
         Smallest and largest similarity and divergence among support pictures; None without signatures, or with
         ``rescale="batch"``.
-    prototypes_ : ndarray of shape (K, d) or None
-        T, in the order of `classes_`.
-    logit_scale_ : float or None
-        Multiplier of the cosines.
-    zero_shot_ : object or None
-        The fitted clone of `zero_shot`, where that is an estimator.
+    %(prototypes_)s
+    %(logit_scale_)s
+    %(zero_shot_)s
     n_features_in_ : int
         d, the width of an image feature.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -189,17 +185,13 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
         X : array-like of shape (m, d) or (m, V, d)
             Image features; of any length, not modified. With `caption_columns`, (m, 2d) or (m, V, 2d), of which the
             captions of view 0 are read.
-        y : array-like of shape (m,)
-            Labels, at least two different ones.
+        %(y_fit)s
         captions : array-like of shape (m, d) or sequence of m str, default=None
             Caption of each picture: text features, or strings, which the model of `zero_shot` encodes. None is the
             support pictures alone.
-        sample_weight : array-like of shape (m,), default=None
-            Weight of each picture. Pictures of weight 0 are left out.
+        %(weights_fit)s
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
@@ -212,9 +204,8 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
 
         Warns
         -----
-        SkclipWarning
-            If the zero-shot accuracy on the support is no better than chance, as when features and text come from two
-            models; if "cv" meets a class with one picture.
+        %(warns_chance)s
+            Also if "cv" meets a class with one picture.
         """
         check_parameters(self)
         if self.caption_columns is not None:
@@ -243,15 +234,13 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read. With `caption_columns` also of width 2d, of which the image
-            columns are read.
+        %(X)s
+            With `caption_columns` also of width 2d, of which the image columns are read.
 
         Returns
         -------
-        ndarray of shape (n, K)
-            Columns in the order of `classes_`, also for two classes. Float64; with ``alpha=0, gamma=0`` the zero-shot
-            logits unchanged.
+        %(logits)s
+            With ``alpha=0, gamma=0`` the zero-shot logits unchanged.
         """
         check_is_fitted(self)
         if self.caption_columns is not None and _width(X) == self.n_features_in_ + self.caption_columns:

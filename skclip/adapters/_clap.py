@@ -17,12 +17,14 @@ from skclip.utils._arrays import check_features, first_view, row_batches, unit_r
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
 if TYPE_CHECKING:
     import torch
 
 
+@fill_doc
 class CLAPClassifier(LogitsMixin, SkclipBase):
     """Cosine classifier that starts at the class text and is tied to it, more firmly where the text is right.
 
@@ -36,10 +38,8 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
 
     Parameters
     ----------
-    zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
-        Class text. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep its fit. Rows of an array
-        belong to the labels 0..K-1. Rows are aligned with y by label, and prototypes of classes absent from y are
-        left out. None takes the means of the training rows as prototypes.
+    %(zero_shot)s
+        None takes the means of the training rows as prototypes.
     penalty : float or "auto", default="auto"
         Multiplier of the penalty. 0 is ZS-LP, infinity keeps the prototypes. "auto" is the paper's 1 with text and 0
         without: means of the training rows hold nothing that training could forget.
@@ -54,8 +54,7 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
         - "balanced": 1 for every class.
         - "constant": their mean, for every class.
         - "corrected": scaled to mean 1.
-    logit_scale : float, default=None
-        Multiplier of the cosines. None is that of `zero_shot`, 100 for an array or without text.
+    %(logit_scale_without_text)s
     prototype_norm : float, default=10.0
         Length of the rows of T. The published learning rate and penalty belong to prototypes as CLIP's text tower
         makes them, whose lengths are about 7 to 11.
@@ -65,43 +64,31 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
         Of stochastic gradient descent; falls to 0 along a cosine.
     momentum : float, default=0.9
     batch_size : int, default=256
-    early_stopping : bool, default=False
-        Whether to hold out pictures, keep the epoch that recognises most of them, and end training after
-        `n_iter_no_change` epochs without a better one.
-    validation_fraction : float, default=0.1
-        Share of each class to hold out, at least one picture, never all of them.
-    n_iter_no_change : int, default=10
+    %(early_stopping)s
+    %(validation_fraction)s
+    %(n_iter_no_change)s
     random_state : int, RandomState or None, default=None
         Order of the pictures, choice of views, pictures held out.
-    device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
-        Where to train.
-    verbose : int, default=0
-        1 shows a progress bar.
+    %(device)s
+    %(verbose)s
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     coef_ : ndarray of shape (K, d)
         ``logit_scale * W_k / ||W_k||``, to be multiplied with unit rows.
     multipliers_ : ndarray of shape (K,) or None
         lambda_k at the end, without the factor `penalty`; None where that is 0.
-    prototypes_ : ndarray of shape (K, d) or None
-        Unit text rows, in the order of `classes_`.
+    %(prototypes_)s
     logit_scale_ : float
         Multiplier of the cosines.
-    zero_shot_ : object or None
-        The fitted clone of `zero_shot`, where that is an estimator.
+    %(zero_shot_)s
     loss_curve_ : list of float
         Mean cross entropy plus penalty of each epoch.
-    validation_scores_ : list of float
-        Accuracy on the held-out pictures after each epoch; empty without `early_stopping`.
-    n_iter_ : int
-        Epochs run.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(validation_scores_)s
+    %(n_epochs_)s
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -201,29 +188,20 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of any length, not modified.
-        y : array-like of shape (n,)
-            Labels, at least two different ones.
-        sample_weight : array-like of shape (n,), default=None
-            Weight of each picture. Pictures of weight 0 are left out.
+        %(X_fit)s
+        %(y_fit)s
+        %(weights_fit)s
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
-        ValueError
-            If y holds one class only or a label without prototype, widths of features and prototypes differ, every
-            row of a class is all zeros, the weights are negative or all zero, the device is not there,
-            `early_stopping` meets classes with one picture each only, or the loss stops being finite.
+        %(raises_fit)s
+            %(raises_also_epochs)s
 
         Warns
         -----
-        SkclipWarning
-            If the zero-shot accuracy on the training rows is no better than chance, as when features and text come
-            from two models.
+        %(warns_chance)s
         """
         check_parameters(self)
         prototypes, logit_scale, pictures, validation, rng = prepare(self, X, y, sample_weight)
@@ -289,13 +267,11 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
-        ndarray of shape (n, K)
-            Columns in the order of `classes_`, also for two classes. Float64.
+        %(logits)s
         """
         check_is_fitted(self)
         X = first_view(*check_features(self, X))

@@ -35,6 +35,7 @@ from skclip.utils._arrays import check_features, first_view, row_batches, unit_r
 from skclip.utils._base import SkclipBase, SkclipWarning
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
+from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
@@ -78,6 +79,7 @@ def _is_additive(estimator: GDAClassifier) -> bool:
     return True
 
 
+@fill_doc
 class GDAClassifier(LogitsMixin, SkclipBase):
     """Few-shot classification in closed form: class means and one shared covariance, added to the zero-shot
     logits.
@@ -94,15 +96,12 @@ class GDAClassifier(LogitsMixin, SkclipBase):
 
     Parameters
     ----------
-    zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
-        Class text. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep its fit. Rows of
-        an array belong to the labels 0..K-1. Rows are aligned with y by label, and prototypes of classes
-        absent from y are left out. None is discriminant analysis alone.
+    %(zero_shot)s
+        None is discriminant analysis alone.
     alpha : float or "cv", default=1.0
         Weight of the discriminant term. "cv" takes the value that fits held-out training pictures best, see
         Notes.
-    logit_scale : float, default=None
-        Multiplier of the cosines with the prototypes. None is that of `zero_shot`, 100 for an array.
+    %(logit_scale)s
     covariance : {"ks", "pooled", "empirical", "ledoit_wolf", "oas"} or covariance estimator, default="ks"
         How the shared covariance is estimated from the rows centred by class.
 
@@ -123,8 +122,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     alpha_ : float
         Weight of the discriminant term in use.
     means_ : ndarray of shape (K, d)
@@ -143,21 +141,16 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         b; ``-inf`` for a class of which `partial_fit` has seen no row.
     priors_ : ndarray of shape (K,)
         pi.
-    prototypes_ : ndarray of shape (K, d) or None
-        T, in the order of `classes_`.
-    logit_scale_ : float or None
-        Multiplier of the cosines.
-    zero_shot_ : object or None
-        The fitted clone of `zero_shot`, where that is an estimator.
+    %(prototypes_)s
+    %(logit_scale_)s
+    %(zero_shot_)s
     moments_ : dict of ndarray and float
         Sums over the rows, which `partial_fit` continues.
     X_fit_ : ndarray of shape (n_rows, d), float32
         Unit rows of `fit`, kept for `with_classes` and only where `zero_shot` can encode new names: 2 kB per
         row of 512 features. Not after `partial_fit`.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -248,28 +241,20 @@ class GDAClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of any length, not modified.
-        y : array-like of shape (n,)
-            Labels, at least two different ones.
-        sample_weight : array-like of shape (n,), default=None
-            Weight of each picture. Pictures of weight 0 are left out.
+        %(X_fit)s
+        %(y_fit)s
+        %(weights_fit)s
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
-        ValueError
-            If y holds one class only or a label without prototype, widths of features and prototypes differ, every
-            row of a class is all zeros, or the weights are negative or all zero.
+        %(raises_fit)s
 
         Warns
         -----
-        SkclipWarning
-            If the zero-shot accuracy on the training rows is no better than chance, as when features and
-            text come from two models; if ``alpha="cv"`` meets a class with one picture.
+        %(warns_chance)s
+            Also if ``alpha="cv"`` meets a class with one picture.
         """
         check_parameters(self)
         X, codes, weights, n_views, _ = check_training(self, X, y, sample_weight)
@@ -298,8 +283,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features.
+        %(X)s
         y : array-like of shape (n,)
             Labels, all among `classes`.
         classes : array-like of shape (K,), default=None
@@ -307,9 +291,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         sample_weight : array-like of shape (n,), default=None
             Weight of each picture.
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
@@ -406,14 +388,12 @@ class GDAClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
-        ndarray of shape (n, K)
-            Columns in the order of `classes_`, also for two classes. Float64, as the terms cancel; with
-            ``alpha=0`` the zero-shot logits unchanged.
+        %(logits)s
+            With ``alpha=0`` the zero-shot logits unchanged.
         """
         check_is_fitted(self)
         X = first_view(*check_features(self, X))
@@ -427,8 +407,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features.
+        %(X)s
 
         Returns
         -------

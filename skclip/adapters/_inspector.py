@@ -18,6 +18,7 @@ from skclip.utils._arrays import check_features, first_view, row_batches, unit_r
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, check_parameters
 
 
@@ -28,6 +29,7 @@ class _Segment(NamedTuple):
     shares: NDArray  # how much the similarity of each rank counts, best first
 
 
+@fill_doc
 class FewShotInspector(LogitsMixin, SkclipBase):
     """Accept or reject pictures by their most similar nominal and defective exemplars.
 
@@ -68,8 +70,7 @@ class FewShotInspector(LogitsMixin, SkclipBase):
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     pos_label_ : label or None
         The positive class of two; None where there are more.
     X_fit_ : ndarray of shape (n, d)
@@ -79,14 +80,10 @@ class FewShotInspector(LogitsMixin, SkclipBase):
         Class of each, an index into `classes_`.
     descriptions_ : ndarray of shape (n,), str, or None
         What `fit` was told about each exemplar.
-    prototypes_ : ndarray of shape (K, d) or None
-        Class text, in the order of `classes_`.
-    zero_shot_ : object or None
-        The fitted clone of `zero_shot`, where that is an estimator.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(prototypes_)s
+    %(zero_shot_)s
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -158,17 +155,13 @@ class FewShotInspector(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of any length, not modified.
-        y : array-like of shape (n,)
-            Labels, at least two different ones.
+        %(X_fit)s
+        %(y_fit)s
         descriptions : array-like of str of shape (n,), default=None
             One text for each exemplar - a file name, what is wrong with the part -, which `explain` gives back.
             Nothing is computed from it.
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
@@ -197,8 +190,7 @@ class FewShotInspector(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
@@ -215,8 +207,7 @@ class FewShotInspector(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
@@ -236,8 +227,7 @@ class FewShotInspector(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------

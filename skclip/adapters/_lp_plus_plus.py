@@ -19,12 +19,14 @@ from skclip.adapters._training import check_training
 from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
 # of the intercept, counted as a feature, relative to the strongest direction of the pictures
 _INTERCEPT_POWER = 0.1
 
 
+@fill_doc
 class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
     """Linear probe with a learned share of the class text, trained on all pictures at once.
 
@@ -39,10 +41,8 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
 
     Parameters
     ----------
-    zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
-        Class text. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep its fit. Rows of an array
-        belong to the labels 0..K-1. Rows are aligned with y by label, and prototypes of classes absent from y are
-        left out. Its logit scale plays no part. None leaves the term with alpha out.
+    %(zero_shot)s
+        Its logit scale plays no part. None leaves the term with alpha out.
     max_iter : int, default=300
         Iterations, each over all pictures. 0 keeps the starting point.
     momentum : float, default=0.9
@@ -61,29 +61,24 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
     early_stopping : bool, default=False
         Whether to hold out pictures and keep the iterate that recognises most of them, the latest of equals.
         Otherwise the last one is kept.
-    validation_fraction : float, default=0.1
-        Share of each class to hold out, at least one picture, never all of them.
+    %(validation_fraction)s
     n_iter_no_change : int, default=50
         With `early_stopping`, iterations without a new best after which training ends.
     random_state : int, RandomState or None, default=None
         Start of b, and the pictures held out.
-    verbose : int, default=0
-        1 shows a progress bar.
+    %(verbose)s
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     coef_ : ndarray of shape (K, d)
         ``w_k + alpha_k t_k``, to be multiplied with unit rows.
     intercept_ : ndarray of shape (K,)
         b.
     alpha_ : ndarray of shape (K,) or None
         Weight of the text of each class.
-    prototypes_ : ndarray of shape (K, d) or None
-        Unit text rows t, in the order of `classes_`.
-    zero_shot_ : object or None
-        The fitted clone of `zero_shot`, where that is an estimator.
+    %(prototypes_)s
+    %(zero_shot_)s
     learning_rate_ : float
         Step size of w: ``4 N / lambda_max(X^T X)`` if `intercept_step` is "published", else
         ``4 N / lambda_max([X, c]^T [X, c])`` with ``c^2 = lambda_max(X^T X) / (10 N)``, at most a tenth less.
@@ -97,10 +92,8 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
         Accuracy on the held-out pictures after each iteration; empty without `early_stopping`.
     n_iter_ : int
         Iterations run.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -189,29 +182,20 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of any length, not modified.
-        y : array-like of shape (n,)
-            Labels, at least two different ones.
-        sample_weight : array-like of shape (n,), default=None
-            Weight of each picture. Pictures of weight 0 are left out.
+        %(X_fit)s
+        %(y_fit)s
+        %(weights_fit)s
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
-        ValueError
-            If y holds one class only or a label without prototype, widths of features and prototypes differ, every
-            row of a class is all zeros, the weights are negative or all zero, or `early_stopping` meets classes
-            with one picture each only.
+        %(raises_fit)s
+            Also if `early_stopping` meets classes with one picture each only.
 
         Warns
         -----
-        SkclipWarning
-            If the zero-shot accuracy on the training rows is no better than chance, as when features and text come
-            from two models.
+        %(warns_chance)s
         """
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
@@ -277,13 +261,11 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
-        ndarray of shape (n, K)
-            Columns in the order of `classes_`, also for two classes. Float64.
+        %(logits)s
         """
         check_is_fitted(self)
         return linear_logits(first_view(*check_features(self, X)), self.coef_, self.intercept_)

@@ -13,10 +13,12 @@ from sklearn.utils.validation import check_is_fitted
 from skclip.adapters._training import Training, check_training
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase
+from skclip.utils._docs import fill_doc
 from skclip.utils._neighbors import most_similar
 from skclip.utils._params import Interval, check_parameters
 
 
+@fill_doc
 class SimilarityVoteClassifier(ClassifierMixin, SkclipBase):
     """The most similar labelled pictures vote, each with its cosine similarity.
 
@@ -35,8 +37,7 @@ class SimilarityVoteClassifier(ClassifierMixin, SkclipBase):
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     n_neighbors_ : int
         How many pictures vote.
     X_fit_ : ndarray of shape (n, d)
@@ -44,10 +45,8 @@ class SimilarityVoteClassifier(ClassifierMixin, SkclipBase):
         length again.
     codes_ : ndarray of shape (n,)
         Class of each, an index into `classes_`.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -92,14 +91,10 @@ class SimilarityVoteClassifier(ClassifierMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of any length, not modified.
-        y : array-like of shape (n,)
-            Labels, at least two different ones.
+        %(X_fit)s
+        %(y_fit)s
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------

@@ -15,9 +15,11 @@ from skclip.adapters._training import check_training
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
 
+@fill_doc
 class SuSXClassifier(LogitsMixin, SkclipBase):
     """Training-free classification with a support set, which may be generated or retrieved from class names alone:
     the votes of Tip-Adapter, and votes of pictures that the text describes alike.
@@ -52,13 +54,11 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
         - "fit": among the support pictures, none with itself, once and for all.
         - "batch": between the queries of a call and the support, as the official code does. The logits of a picture
           then depend on the pictures it is predicted with.
-    logit_scale : float, default=None
-        Multiplier of the cosines with the prototypes. None is that of `zero_shot`, 100 for an array.
+    %(logit_scale)s
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     alpha_, beta_, gamma_ : float
         Numbers in use; ``gamma_`` is 0 without text.
     keys_ : ndarray of shape (m, d)
@@ -72,16 +72,11 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
     affinity_range_, divergence_range_ : ndarray of shape (2,) or None
         Smallest and largest cosine and divergence among support pictures; None without text, or with
         ``rescale="batch"``.
-    prototypes_ : ndarray of shape (K, d) or None
-        T, in the order of `classes_`.
-    logit_scale_ : float or None
-        Multiplier of the cosines.
-    zero_shot_ : object or None
-        The fitted clone of `zero_shot`, where that is an estimator.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(prototypes_)s
+    %(logit_scale_)s
+    %(zero_shot_)s
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -162,28 +157,20 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (m, d) or (m, V, d)
-            Image features; of any length, not modified.
-        y : array-like of shape (m,)
-            Labels, at least two different ones.
-        sample_weight : array-like of shape (m,), default=None
-            Weight of each picture. Pictures of weight 0 are left out.
+        %(X_fit)s
+        %(y_fit)s
+        %(weights_fit)s
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
-        ValueError
-            If y holds one class only or a label without prototype, widths of features and prototypes differ, every
-            row of a class is all zeros, or the weights are negative or all zero.
+        %(raises_fit)s
 
         Warns
         -----
-        SkclipWarning
-            If the zero-shot accuracy on the support is no better than chance, as when features and text come from two
-            models; if "cv" meets a class with one picture.
+        %(warns_chance)s
+            Also if "cv" meets a class with one picture.
         """
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
@@ -200,14 +187,12 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
-        ndarray of shape (n, K)
-            Columns in the order of `classes_`, also for two classes. Float64; with ``alpha=0, gamma=0`` the zero-shot
-            logits unchanged.
+        %(logits)s
+            With ``alpha=0, gamma=0`` the zero-shot logits unchanged.
         """
         check_is_fitted(self)
         rows = unit_rows(first_view(*check_features(self, X)))

@@ -18,6 +18,7 @@ from skclip.utils._arrays import check_features, first_view, row_batches, unit_r
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
 # what the paper settles on, 16 pictures per class of ImageNet
@@ -35,6 +36,7 @@ def _is_additive(estimator: TipAdapterClassifier) -> bool:
     return True
 
 
+@fill_doc
 class TipAdapterClassifier(LogitsMixin, SkclipBase):
     """Training-free few-shot classification: labelled pictures vote for their class, on top of the zero-shot
     logits.
@@ -49,11 +51,8 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
 
     Parameters
     ----------
-    zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
-        Class text. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep its fit. Rows of
-        an array belong to the labels 0..K-1. Rows are aligned with y by label, and prototypes of classes
-        absent from y are left out. None is the cache alone, a kernel vote; alpha then only sharpens the
-        probabilities.
+    %(zero_shot)s
+        None is the cache alone, a kernel vote; alpha then only sharpens the probabilities.
     alpha : float or "cv", default=1.0
         Weight of the cache. The right one depends on `beta`, on the number of pictures and on the text: published
         settings range from 1 to 10. "cv", recommended, chooses it by left-out training pictures, see Notes.
@@ -61,16 +60,14 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
         Sharpness of the votes: at 100 the nearest picture decides almost alone, below 1 all pictures of a class vote
         almost alike. 5.5 with ``alpha=1`` is the setting of the paper for 16 pictures per class of ImageNet;
         the official search starts from 1.
-    logit_scale : float, default=None
-        Multiplier of the cosines with the prototypes. None is that of `zero_shot`, 100 for an array.
+    %(logit_scale)s
     normalize_values : bool, default=False
         Divide the votes of a class by its number of pictures, for training sets that are imbalanced but stand for
         balanced queries. alpha then counts as many times more as there are pictures per class.
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     keys_ : ndarray of shape (m, d)
         Unit rows, one per training picture, sorted by class and else in the order of X. In the floating type of X.
     codes_ : ndarray of shape (m,)
@@ -80,16 +77,11 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
         How often each key counts.
     alpha_, beta_ : float
         In use.
-    prototypes_ : ndarray of shape (K, d) or None
-        T, in the order of `classes_`.
-    logit_scale_ : float or None
-        Multiplier of the cosines.
-    zero_shot_ : object or None
-        The fitted clone of `zero_shot`, where that is an estimator.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(prototypes_)s
+    %(logit_scale_)s
+    %(zero_shot_)s
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -176,28 +168,20 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of any length, not modified.
-        y : array-like of shape (n,)
-            Labels, at least two different ones.
-        sample_weight : array-like of shape (n,), default=None
-            How often each picture counts. Pictures of weight 0 are left out.
+        %(X_fit)s
+        %(y_fit)s
+        %(weights_fit)s
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
-        ValueError
-            If y holds one class only or a label without prototype, widths of features and prototypes differ, every
-            row of a class is all zeros, or the weights are negative or all zero.
+        %(raises_fit)s
 
         Warns
         -----
-        SkclipWarning
-            If the zero-shot accuracy on the training rows is no better than chance, as when features and
-            text come from two models; if "cv" meets a class with one picture.
+        %(warns_chance)s
+            Also if "cv" meets a class with one picture.
         """
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
@@ -227,8 +211,7 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features.
+        %(X)s
         y : array-like of shape (n,)
             Labels, all among `classes`.
         classes : array-like of shape (K,), default=None
@@ -237,9 +220,7 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
         sample_weight : array-like of shape (n,), default=None
             How often each picture counts.
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
@@ -268,14 +249,12 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
-        ndarray of shape (n, K)
-            Columns in the order of `classes_`, also for two classes. Float64; with ``alpha=0`` the zero-shot logits
-            unchanged.
+        %(logits)s
+            With ``alpha=0`` the zero-shot logits unchanged.
         """
         return text_and_cache_logits(self, X)
 

@@ -21,6 +21,7 @@ from skclip.adapters._training import check_training
 from skclip.utils._arrays import first_view, unit_rows
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ DEFAULTS = ALPHA, BETA = 1.0, 1.0
 NO_KEY = -1
 
 
+@fill_doc
 class TipAdapterFClassifier(LogitsMixin, SkclipBase):
     """Few-shot classification by a cache of labelled pictures whose keys are trained, on top of the zero-shot logits.
 
@@ -45,18 +47,15 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
 
     Parameters
     ----------
-    zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
-        Class text. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep its fit. Rows of
-        an array belong to the labels 0..K-1. Rows are aligned with y by label, and prototypes of classes
-        absent from y are left out. None is the cache alone.
+    %(zero_shot)s
+        None is the cache alone.
     alpha : float or "cv", default=1.0
         Weight of the cache. "cv", recommended, chooses it before training, see Notes. 1 is small for a few pictures,
         above all without text: the classes are then hardly told apart, and training has no time to change that.
     beta : float or "cv", default=1.0
         Sharpness of the votes. 1 is what all official configurations train with. A sharp kernel leaves most keys
         without gradient, so that "cv" is rarely better.
-    logit_scale : float, default=None
-        Multiplier of the cosines with the prototypes. None is that of `zero_shot`, 100 for an array.
+    %(logit_scale)s
     normalize_values : bool, default=False
         Divide the votes of a class by its number of pictures.
     leave_own_out : bool, default=True
@@ -75,21 +74,16 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
     early_stopping : bool, default=False
         Whether to hold out pictures from the loss and keep the keys of the epoch that recognises most of them. Their
         own keys stay in the cache, and are masked where they are scored.
-    validation_fraction : float, default=0.1
-        Share of each class that is held out, rounded up, but never a whole class.
-    n_iter_no_change : int, default=10
-        Epochs without a better one before training ends. Only with `early_stopping`.
-    device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
-        Where to train. Prediction runs in NumPy.
-    verbose : int, default=0
-        1 shows a progress bar.
+    %(validation_fraction)s
+    %(n_iter_no_change)s
+    %(device)s
+    %(verbose)s
     random_state : int, RandomState or None, default=None
         Order of the pictures, choice of views, held-out pictures.
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     keys_ : ndarray of shape (m, d)
         Trained keys of the distinct pictures, sorted by class.
     codes_ : ndarray of shape (m,)
@@ -100,20 +94,13 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
         In use.
     loss_curve_ : list of float
         Mean training loss of each epoch.
-    validation_scores_ : list of float
-        Accuracy on the held-out pictures after each epoch; empty without `early_stopping`.
-    n_iter_ : int
-        Epochs done.
-    prototypes_ : ndarray of shape (K, d) or None
-        T, in the order of `classes_`.
-    logit_scale_ : float or None
-        Multiplier of the cosines.
-    zero_shot_ : object or None
-        The fitted clone of `zero_shot`, where that is an estimator.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(validation_scores_)s
+    %(n_epochs_)s
+    %(prototypes_)s
+    %(logit_scale_)s
+    %(zero_shot_)s
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -218,29 +205,21 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of any length, not modified.
-        y : array-like of shape (n,)
-            Labels, at least two different ones.
-        sample_weight : array-like of shape (n,), default=None
-            How often each picture counts, as a key and in the loss. Pictures of weight 0 are left out.
+        %(X_fit)s
+        %(y_fit)s
+        %(weights_fit)s
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
-        ValueError
-            If y holds one class only or a label without prototype, widths of features and prototypes differ, every
-            row of a class is all zeros, the weights are negative or all zero, the loss is no longer finite, or
-            `early_stopping` meets classes with one picture each only.
+        %(raises_fit)s
+            %(raises_also_epochs)s
 
         Warns
         -----
-        SkclipWarning
-            If the zero-shot accuracy on the training rows is no better than chance, as when features and
-            text come from two models; if "cv" meets a class with one picture.
+        %(warns_chance)s
+            Also if "cv" meets a class with one picture.
         """
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
@@ -269,14 +248,12 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
-        ndarray of shape (n, K)
-            Columns in the order of `classes_`, also for two classes. Float64; with ``alpha=0`` the zero-shot logits
-            unchanged.
+        %(logits)s
+            With ``alpha=0`` the zero-shot logits unchanged.
         """
         return text_and_cache_logits(self, X)
 

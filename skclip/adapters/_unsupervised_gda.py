@@ -19,6 +19,7 @@ from skclip.utils._arrays import check_features, check_weights, first_view, row_
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
 # logits of rows: (unit rows, rows about the centre, their place in X) -> (n, K)
@@ -42,6 +43,7 @@ class _Expectation(NamedTuple):
     evidence: float  # mean logarithm of the sum over the classes
 
 
+@fill_doc
 class UnsupervisedGDA(LogitsMixin, SkclipBase):
     """Adapt class text to unlabelled pictures: a Gaussian mixture that starts from the zero-shot answers.
 
@@ -77,8 +79,7 @@ class UnsupervisedGDA(LogitsMixin, SkclipBase):
         - "unit": 1, that of the likelihood.
         - "paper": the factor ``d / (N - 1 + d)`` that [1]_ has with labels and "ks". It falls with the number of
           rows, so that the more pictures there are the less they count.
-    logit_scale : float, default=None
-        Multiplier of the cosines with the prototypes. None is that of `zero_shot`, 100 for an array.
+    %(logit_scale)s
 
     Attributes
     ----------
@@ -106,16 +107,11 @@ class UnsupervisedGDA(LogitsMixin, SkclipBase):
         Shares of the classes, 1 / K without `update_priors`.
     alpha_ : float
         Weight of the discriminant term.
-    prototypes_ : ndarray of shape (K, d) or None
-        T, in the order of `classes_`.
-    logit_scale_ : float or None
-        Multiplier of the cosines.
-    zero_shot_ : object or None
-        The fitted clone of `zero_shot`, where that is an estimator.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(prototypes_)s
+    %(logit_scale_)s
+    %(zero_shot_)s
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -197,17 +193,14 @@ class UnsupervisedGDA(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of any length, not modified.
+        %(X_fit)s
         y : array-like of shape (n,), default=None
             Not read where there is a `zero_shot`. Without one, the first guess: labels, at least two different ones,
             which EM may change.
         sample_weight : array-like of shape (n,), default=None
             Weight of each picture.
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
@@ -236,14 +229,12 @@ class UnsupervisedGDA(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
-        ndarray of shape (n, K)
-            Columns in the order of `classes_`, also for two classes. Float64, as the terms cancel; with ``alpha=0``
-            the zero-shot logits unchanged.
+        %(logits)s
+            With ``alpha=0`` the zero-shot logits unchanged.
         """
         check_is_fitted(self)
         X = first_view(*check_features(self, X))

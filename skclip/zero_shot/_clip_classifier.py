@@ -21,6 +21,7 @@ from skclip._backbones import DEFAULT_MODEL, get_card
 from skclip._media import check_images
 from skclip.features import CLIPFeatures, CLIPTextFeatures
 from skclip.utils._base import SkclipBase
+from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames, check_labels
 from skclip.utils._params import HasMethods, check_parameters
 from skclip.zero_shot._zero_shot import ZeroShotClassifier
@@ -50,6 +51,7 @@ def _classifier_has(method: str) -> Callable[[CLIPClassifier], bool]:
     return check
 
 
+@fill_doc
 class CLIPClassifier(ClassifierMixin, SkclipBase):
     """Classify pictures: `CLIPFeatures` and a classifier on features as one object.
 
@@ -175,9 +177,7 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
         **params : dict
             Handed to the ``fit`` of the classifier, through metadata routing where that is enabled.
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------

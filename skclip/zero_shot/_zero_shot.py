@@ -22,6 +22,7 @@ from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import DEFAULT_LOGIT_SCALE, chance_message, cosine_logits, is_chance
+from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames, align_names, check_labels, rows_of_labels
 from skclip.utils._params import Interval, check_parameters
 
@@ -35,6 +36,7 @@ class _Knowledge(NamedTuple):
     digest: str | None
 
 
+@fill_doc
 class ZeroShotClassifier(LogitsMixin, SkclipBase):
     """Classify image features by the names of the classes, without a single labelled picture.
 
@@ -86,8 +88,7 @@ class ZeroShotClassifier(LogitsMixin, SkclipBase):
         Identity of the weights that encoded the text; None with `prototypes`.
     n_features_in_ : int
         d. Only where `fit` saw features.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -158,9 +159,7 @@ class ZeroShotClassifier(LogitsMixin, SkclipBase):
         y : array-like of shape (n,), default=None
             Labels, all of them among the classes. They also tell how to read a list of `class_names`.
 
-        Returns
-        -------
-        self : object
+        %(self)s
 
         Raises
         ------
@@ -249,8 +248,7 @@ class ZeroShotClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
@@ -264,8 +262,7 @@ class ZeroShotClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features.
+        %(X)s
 
         Returns
         -------
