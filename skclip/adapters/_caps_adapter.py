@@ -42,10 +42,8 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
 
     Parameters
     ----------
-    zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
-        Class text. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep its fit. Its model encodes
-        captions that are strings. Rows of an array belong to the labels 0..K-1. Rows are aligned with y by label. None
-        is the support alone.
+    %(zero_shot)s
+        The model of a classifier encodes captions that are strings. None is the support alone.
     alpha : float or "cv", default=1.0
         Weight of the votes by similarity.
     beta : float or "cv", default=1.0
@@ -182,11 +180,10 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (m, d) or (m, V, d)
-            Image features; of any length, not modified. With `caption_columns`, (m, 2d) or (m, V, 2d), of which the
-            captions of view 0 are read.
+        %(X_fit)s
+            With `caption_columns`, (n, 2d) or (n, V, 2d), of which the captions of view 0 are read.
         %(y_fit)s
-        captions : array-like of shape (m, d) or sequence of m str, default=None
+        captions : array-like of shape (n, d) or sequence of n str, default=None
             Caption of each picture: text features, or strings, which the model of `zero_shot` encodes. None is the
             support pictures alone.
         %(weights_fit)s

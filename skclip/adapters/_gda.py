@@ -283,7 +283,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        %(X)s
+        %(X_fit)s
         y : array-like of shape (n,)
             Labels, all among `classes`.
         classes : array-like of shape (K,), default=None

@@ -62,9 +62,8 @@ class FewShotInspector(LogitsMixin, SkclipBase):
         The more exemplars a class has, the higher its best similarity. True takes, for every class, the expected
         value of ``s_k`` for a random subset of as many exemplars as the smallest class has: the mean over all
         subsets, without drawing any.
-    zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
-        Class text, used where `text_weight` is positive. Rows of an array belong to the labels 0..K-1. Not in [1]_,
-        where texts are only attached to exemplars.
+    %(zero_shot)s
+        Used where `text_weight` is positive. Not in [1]_, where texts are only attached to exemplars.
     text_weight : float, default=0.0
         Weight of the cosine with the prototype of a class, added to ``s_k``.
 
@@ -268,22 +267,7 @@ class FewShotInspector(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d), default=None
-            Image features; of V views the first is read. None: the exemplars, none its own neighbour.
-        n_neighbors : int, default=None
-            None is the parameter of the same name.
-
-        Returns
-        -------
-        similarities : ndarray of shape (n, n_neighbors)
-            Cosines, descending.
-        indices : ndarray of shape (n, n_neighbors)
-            Rows of the X of `fit`.
-
-        Raises
-        ------
-        ValueError
-            If more neighbours are asked for than there are.
+        %(kneighbors)s
         """
         check_is_fitted(self)
         if n_neighbors is None:

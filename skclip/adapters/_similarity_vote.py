@@ -143,22 +143,7 @@ class SimilarityVoteClassifier(ClassifierMixin, SkclipBase):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d), default=None
-            Image features; of V views the first is read. None: the rows of `fit`, none its own neighbour.
-        n_neighbors : int, default=None
-            None is that of the votes.
-
-        Returns
-        -------
-        similarities : ndarray of shape (n, n_neighbors)
-            Cosines, descending.
-        indices : ndarray of shape (n, n_neighbors)
-            Rows of the X of `fit`.
-
-        Raises
-        ------
-        ValueError
-            If more neighbours are asked for than there are.
+        %(kneighbors)s
         """
         check_is_fitted(self)
         if n_neighbors is None:

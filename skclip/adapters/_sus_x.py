@@ -36,10 +36,9 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
 
     Parameters
     ----------
-    zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
-        Class text. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep its fit. Rows of an array
-        belong to the labels 0..K-1. Rows are aligned with y by label. With None there are no signatures: the cosine
-        votes are all there is. The paper takes sentences of a language model together with seven templates.
+    %(zero_shot)s
+        With None there are no signatures: the cosine votes are all there is. The paper takes sentences of a language
+        model together with seven templates.
     alpha : float or "cv", default=1.0
         Weight of the cosine votes.
     beta : float or "cv", default=1.0

@@ -211,7 +211,7 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
 
         Parameters
         ----------
-        %(X)s
+        %(X_fit)s
         y : array-like of shape (n,)
             Labels, all among `classes`.
         classes : array-like of shape (K,), default=None

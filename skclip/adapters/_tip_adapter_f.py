@@ -208,6 +208,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
         %(X_fit)s
         %(y_fit)s
         %(weights_fit)s
+            As a key and in the loss.
 
         %(self)s
 

@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skclip.metrics._checks import check_predictions
+from skclip.utils._docs import fill_doc
 
 
+@fill_doc
 def cab_score(
     y_true_attr: ArrayLike,
     y_other_attr: ArrayLike,
@@ -30,8 +32,7 @@ def cab_score(
         Attribute of the other object.
     y_pred_attr : array-like of shape (n,)
         Attribute predicted.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(sample_weight)s
 
     Returns
     -------
@@ -63,6 +64,7 @@ def cab_score(
     return float((np.average(swapped, weights=weights) - np.average(right, weights=weights) + 1.0) / 2.0)
 
 
+@fill_doc
 def swap_rate(
     y_true_attr: ArrayLike,
     y_other_attr: ArrayLike,
@@ -80,8 +82,7 @@ def swap_rate(
         Attribute of the other object.
     y_pred_attr : array-like of shape (n,)
         Attribute predicted.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(sample_weight)s
 
     Returns
     -------

@@ -17,10 +17,12 @@ from skclip.metrics._checks import (
     check_share,
 )
 from skclip.utils._base import SkclipWarning
+from skclip.utils._docs import fill_doc
 
 Strategy = Literal["uniform", "quantile"]
 
 
+@fill_doc
 def expected_calibration_error(
     y_true: ArrayLike,
     y_prob: ArrayLike,
@@ -39,13 +41,9 @@ def expected_calibration_error(
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
-        Labels; with confidences (n,), whether each prediction was right.
-    y_prob : array-like of shape (n, K) or (n,)
-        Probabilities of the classes, or confidences.
-    labels : array-like of shape (K,), default=None
-        Labels of the columns. None: 0..K-1 where `y_true` holds nothing else, or the K different labels of `y_true`,
-        sorted.
+    %(y_true_or_correct)s
+    %(y_prob_or_confidence)s
+    %(labels)s
     n_bins : int, default=15
         Bins are ``(low, high]``; confidence 0 belongs to the first.
     strategy : {"uniform", "quantile"}, default="uniform"
@@ -53,8 +51,7 @@ def expected_calibration_error(
         bins.
     norm : {"l1", "max"}, default="l1"
         "max" is the largest distance of a bin that holds any row, the maximum calibration error.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(sample_weight)s
 
     Returns
     -------
@@ -91,6 +88,7 @@ def expected_calibration_error(
     return float(gaps.max() if norm == "max" else gaps @ bins.count[filled] / bins.count.sum())
 
 
+@fill_doc
 def adaptive_calibration_error(
     y_true: ArrayLike,
     y_prob: ArrayLike,
@@ -107,16 +105,12 @@ def adaptive_calibration_error(
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
-        Labels; with confidences (n,), whether each prediction was right.
-    y_prob : array-like of shape (n, K) or (n,)
-        Probabilities of the classes, or confidences.
-    labels : array-like of shape (K,), default=None
-        Labels of the columns; see `expected_calibration_error`.
+    %(y_true_or_correct)s
+    %(y_prob_or_confidence)s
+    %(labels)s
     n_bins : int, default=15
         Bins of each class; fewer where probabilities are equal, as these share a bin.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(sample_weight)s
 
     Returns
     -------
@@ -148,6 +142,7 @@ def adaptive_calibration_error(
     return float(np.mean(gaps))
 
 
+@fill_doc
 def reliability_curve(
     y_true: ArrayLike,
     y_prob: ArrayLike,
@@ -161,18 +156,14 @@ def reliability_curve(
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
-        Labels; with confidences (n,), whether each prediction was right.
-    y_prob : array-like of shape (n, K) or (n,)
-        Probabilities of the classes, or confidences.
-    labels : array-like of shape (K,), default=None
-        Labels of the columns; see `expected_calibration_error`.
+    %(y_true_or_correct)s
+    %(y_prob_or_confidence)s
+    %(labels)s
     n_bins : int, default=15
         Bins are ``(low, high]``; confidence 0 belongs to the first.
     strategy : {"uniform", "quantile"}, default="uniform"
         Bins of equal width, or of equal weight (fewer than `n_bins` where confidences are equal).
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(sample_weight)s
 
     Returns
     -------
@@ -213,6 +204,7 @@ def reliability_curve(
         return Bunch(confidence=sure / count, accuracy=right / count, count=count, edges=edges)
 
 
+@fill_doc
 def negative_log_likelihood(
     y_true: ArrayLike,
     y_prob: ArrayLike,
@@ -227,14 +219,10 @@ def negative_log_likelihood(
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
-        Labels.
-    y_prob : array-like of shape (n, K)
-        Probabilities of the classes.
-    labels : array-like of shape (K,), default=None
-        Labels of the columns; see `expected_calibration_error`.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(y_true)s
+    %(y_prob)s
+    %(labels)s
+    %(sample_weight)s
 
     Returns
     -------
@@ -258,6 +246,7 @@ def negative_log_likelihood(
     return float(-np.average(np.log(own), weights=weights))
 
 
+@fill_doc
 def brier_score_multiclass(
     y_true: ArrayLike,
     y_prob: ArrayLike,
@@ -271,14 +260,10 @@ def brier_score_multiclass(
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
-        Labels.
-    y_prob : array-like of shape (n, K)
-        Probabilities of the classes.
-    labels : array-like of shape (K,), default=None
-        Labels of the columns; see `expected_calibration_error`.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(y_true)s
+    %(y_prob)s
+    %(labels)s
+    %(sample_weight)s
 
     Returns
     -------
@@ -301,6 +286,7 @@ def brier_score_multiclass(
     return float(np.average(np.maximum(squares, 0.0), weights=weights))
 
 
+@fill_doc
 def overconfidence_rate(
     y_true: ArrayLike,
     y_prob: ArrayLike,
@@ -316,16 +302,12 @@ def overconfidence_rate(
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
-        Labels; with confidences (n,), whether each prediction was right.
-    y_prob : array-like of shape (n, K) or (n,)
-        Probabilities of the classes, or confidences.
+    %(y_true_or_correct)s
+    %(y_prob_or_confidence)s
     threshold : float, default=0.8
         Confidence from which an error counts.
-    labels : array-like of shape (K,), default=None
-        Labels of the columns; see `expected_calibration_error`.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(labels)s
+    %(sample_weight)s
 
     Returns
     -------
@@ -348,6 +330,7 @@ def overconfidence_rate(
     return float(np.average(~correct & (confidence >= threshold), weights=weights))
 
 
+@fill_doc
 def confidence_correctness_correlation(
     y_true: ArrayLike,
     y_prob: ArrayLike,
@@ -359,14 +342,11 @@ def confidence_correctness_correlation(
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
-        Labels; with confidences (n,), whether each prediction was right.
+    %(y_true_or_correct)s
     y_prob : array-like of shape (n, K) or (n,)
         Probabilities of the classes, or confidences on any scale: an increasing affine map changes nothing.
-    labels : array-like of shape (K,), default=None
-        Labels of the columns; see `expected_calibration_error`.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(labels)s
+    %(sample_weight)s
 
     Returns
     -------
@@ -409,6 +389,7 @@ def confidence_correctness_correlation(
     return float(np.clip(weights @ (confidence * right) / spread, -1.0, 1.0))
 
 
+@fill_doc
 def risk_coverage_curve(
     y_true: ArrayLike,
     y_prob: ArrayLike,
@@ -423,14 +404,10 @@ def risk_coverage_curve(
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
-        Labels; with confidences (n,), whether each prediction was right.
-    y_prob : array-like of shape (n, K) or (n,)
-        Probabilities of the classes, or scores on any scale whose order is that of confidence.
-    labels : array-like of shape (K,), default=None
-        Labels of the columns; see `expected_calibration_error`.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(y_true_or_correct)s
+    %(y_prob_or_order)s
+    %(labels)s
+    %(sample_weight)s
 
     Returns
     -------
@@ -481,6 +458,7 @@ def risk_coverage_curve(
     )
 
 
+@fill_doc
 def area_under_risk_coverage(
     y_true: ArrayLike,
     y_prob: ArrayLike,
@@ -492,14 +470,10 @@ def area_under_risk_coverage(
 
     Parameters
     ----------
-    y_true : array-like of shape (n,)
-        Labels; with confidences (n,), whether each prediction was right.
-    y_prob : array-like of shape (n, K) or (n,)
-        Probabilities of the classes, or scores on any scale whose order is that of confidence.
-    labels : array-like of shape (K,), default=None
-        Labels of the columns; see `expected_calibration_error`.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(y_true_or_correct)s
+    %(y_prob_or_order)s
+    %(labels)s
+    %(sample_weight)s
 
     Returns
     -------

@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from skclip.metrics._checks import as_weights, check_predictions, check_same_length
 from skclip.utils._base import SkclipWarning
+from skclip.utils._docs import fill_doc
 from skclip.utils._names import check_labels
 
 
+@fill_doc
 def group_accuracy(
     y_true: ArrayLike,
     y_pred: ArrayLike,
@@ -26,12 +28,11 @@ def group_accuracy(
 
     Parameters
     ----------
-    y_true, y_pred : array-like of shape (n,)
-        Labels, and labels predicted.
+    %(y_true_y_pred)s
     groups : array-like of shape (n,)
         Group of each row: strings, numbers or booleans.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows. A group of weight 0 is left out.
+    %(sample_weight)s
+        A group of weight 0 is left out.
 
     Returns
     -------
@@ -57,6 +58,7 @@ def group_accuracy(
     return {names[g].item(): float(hits[g] / mass[g]) for g in np.flatnonzero(mass)}
 
 
+@fill_doc
 def worst_group_accuracy(
     y_true: ArrayLike,
     y_pred: ArrayLike,
@@ -68,12 +70,11 @@ def worst_group_accuracy(
 
     Parameters
     ----------
-    y_true, y_pred : array-like of shape (n,)
-        Labels, and labels predicted.
+    %(y_true_y_pred)s
     groups : array-like of shape (n,)
         Group of each row.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows. A group of weight 0 is left out.
+    %(sample_weight)s
+        A group of weight 0 is left out.
 
     Returns
     -------
@@ -92,6 +93,7 @@ def worst_group_accuracy(
     return min(group_accuracy(y_true, y_pred, groups, sample_weight=sample_weight).values())
 
 
+@fill_doc
 def factor_accuracy(
     y_true: ArrayLike,
     y_pred: ArrayLike,
@@ -105,12 +107,10 @@ def factor_accuracy(
 
     Parameters
     ----------
-    y_true, y_pred : array-like of shape (n,)
-        Labels, and labels predicted.
+    %(y_true_y_pred)s
     factors : array-like of shape (n, F) or (n,), bool
         Whether each factor applies to each picture.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(sample_weight)s
 
     Returns
     -------
@@ -145,6 +145,7 @@ def factor_accuracy(
         return (weights * (y_true == y_pred)) @ tags / mass
 
 
+@fill_doc
 def factor_gap(
     y_true: ArrayLike,
     y_pred: ArrayLike,
@@ -156,12 +157,10 @@ def factor_gap(
 
     Parameters
     ----------
-    y_true, y_pred : array-like of shape (n,)
-        Labels, and labels predicted.
+    %(y_true_y_pred)s
     factors : array-like of shape (n, F) or (n,), bool
         Whether each factor applies to each picture.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(sample_weight)s
 
     Returns
     -------
@@ -184,6 +183,7 @@ def factor_gap(
     return np.average(right, weights=as_weights(sample_weight, len(right))) - accuracy
 
 
+@fill_doc
 def shape_bias(
     y_shape: ArrayLike,
     y_texture: ArrayLike,
@@ -201,8 +201,7 @@ def shape_bias(
         Labels of the shape and of the texture in each picture.
     y_pred : array-like of shape (n,)
         Labels predicted.
-    sample_weight : array-like of shape (n,), default=None
-        Weights of the rows.
+    %(sample_weight)s
 
     Returns
     -------

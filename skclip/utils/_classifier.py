@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin
 
+from skclip.utils._docs import fill_doc
 
+
+@fill_doc
 class LogitsMixin(ClassifierMixin):
     """Adds `decision_function`, `predict_proba` and `predict` to a classifier on features with ``logits(X)``.
 
@@ -25,8 +28,7 @@ class LogitsMixin(ClassifierMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
@@ -41,8 +43,7 @@ class LogitsMixin(ClassifierMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------
@@ -56,8 +57,7 @@ class LogitsMixin(ClassifierMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
+        %(X)s
 
         Returns
         -------

@@ -1,0 +1,189 @@
+"""Parts of docstrings that several public names share, and the decorator that puts them in."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from textwrap import indent
+from typing import Any, TypeVar
+
+Described = TypeVar("Described")
+
+# alone on its line; percent signs, because braces stand for sets and templates in docstrings
+_PLACEHOLDER = re.compile(r"^(?P<indent> *)%\((?P<name>\w+)\)s$", flags=re.MULTILINE)
+
+_FEATURES = "array-like of shape (n, d) or (n, V, d)"
+
+BLOCKS: dict[str, str] = {
+    # parameters of adapters; a line of the class's own says what None does
+    "zero_shot": """\
+zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
+    Class text. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep its fit. Rows of an
+    array belong to the labels 0..K-1. Rows are aligned with y by label, and prototypes of classes absent
+    from y are left out.""",
+    "logit_scale": """\
+logit_scale : float, default=None
+    Multiplier of the cosines with the prototypes. None is that of `zero_shot`, 100 for an array.""",
+    "logit_scale_without_text": """\
+logit_scale : float, default=None
+    Multiplier of the cosines. None is that of `zero_shot`, 100 for an array or without text.""",
+    # parameters of adapters that train in epochs
+    "early_stopping": """\
+early_stopping : bool, default=False
+    Whether to hold out pictures, keep the epoch that recognises most of them, and end training after
+    `n_iter_no_change` epochs without a better one.""",
+    "validation_fraction": """\
+validation_fraction : float, default=0.1
+    Share of each class to hold out, rounded up, but never a whole class.""",
+    "n_iter_no_change": """\
+n_iter_no_change : int, default=10
+    Epochs without a better one before training ends. Only with `early_stopping`.""",
+    "device": """\
+device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
+    Where to train. Prediction runs in NumPy.""",
+    "verbose": """\
+verbose : int, default=0
+    1 shows a progress bar.""",
+    # attributes of adapters
+    "classes_": """\
+classes_ : ndarray of shape (K,)
+    Labels of y, sorted.""",
+    "prototypes_": """\
+prototypes_ : ndarray of shape (K, d) or None
+    Unit rows of the class text, in the order of `classes_`; None without text.""",
+    "logit_scale_": """\
+logit_scale_ : float or None
+    Multiplier of the cosines; None without text.""",
+    "zero_shot_": """\
+zero_shot_ : object or None
+    The fitted clone of `zero_shot`, where that is an estimator.""",
+    "validation_scores_": """\
+validation_scores_ : list of float
+    Accuracy on the held-out pictures after each epoch; empty without `early_stopping`.""",
+    "n_epochs_": """\
+n_iter_ : int
+    Epochs run.""",
+    "n_features_in_": """\
+n_features_in_ : int
+    d.""",
+    "feature_names_in_": """\
+feature_names_in_ : ndarray of shape (d,)
+    Only where `fit` saw a data frame.""",
+    # fit
+    "X_fit": f"""\
+X : {_FEATURES}
+    Image features; of any length, not modified.""",
+    "y_fit": """\
+y : array-like of shape (n,)
+    Labels, at least two different ones.""",
+    "weights_fit": """\
+sample_weight : array-like of shape (n,), default=None
+    Weight of each picture: how often it counts. Pictures of weight 0 are left out.""",
+    "self": """\
+Returns
+-------
+self : object""",
+    "raises_fit": """\
+ValueError
+    If y holds one class only or a label without prototype, widths of features and prototypes differ, every
+    row of a class is all zeros, or the weights are negative or all zero.""",
+    "raises_also_epochs": """\
+Also if the device is not there, `early_stopping` meets classes with one picture each only, or the loss stops
+being finite.""",
+    "warns_chance": """\
+SkclipWarning
+    If the zero-shot accuracy on the training rows is no better than chance, as when features and text come
+    from two models.""",
+    # prediction
+    "X": f"""\
+X : {_FEATURES}
+    Image features; of V views the first is read.""",
+    "logits": """\
+ndarray of shape (n, K), float64
+    Columns in the order of `classes_`, also for two classes.""",
+    "kneighbors": f"""\
+X : {_FEATURES}, default=None
+    Image features; of V views the first is read. None: the rows of `fit`, none its own neighbour.
+n_neighbors : int, default=None
+    None is the parameter of the same name, or as many as there are.
+
+Returns
+-------
+similarities : ndarray of shape (n, n_neighbors)
+    Cosines, descending.
+indices : ndarray of shape (n, n_neighbors)
+    Rows of the X of `fit`.
+
+Raises
+------
+ValueError
+    If more neighbours are asked for than there are.""",
+    # metrics
+    "y_true": """\
+y_true : array-like of shape (n,)
+    Labels.""",
+    "y_true_or_correct": """\
+y_true : array-like of shape (n,)
+    Labels; with confidences (n,), whether each prediction was right.""",
+    "y_true_y_pred": """\
+y_true, y_pred : array-like of shape (n,)
+    Labels, and labels predicted.""",
+    "y_prob": """\
+y_prob : array-like of shape (n, K)
+    Probabilities of the classes.""",
+    "y_prob_or_confidence": """\
+y_prob : array-like of shape (n, K) or (n,)
+    Probabilities of the classes, or confidences.""",
+    "y_prob_or_order": """\
+y_prob : array-like of shape (n, K) or (n,)
+    Probabilities of the classes, or scores on any scale whose order is that of confidence.""",
+    "labels": """\
+labels : array-like of shape (K,), default=None
+    Labels of the columns. None: 0..K-1 where `y_true` holds nothing else, or the K different labels of
+    `y_true`, sorted.""",
+    "sample_weight": """\
+sample_weight : array-like of shape (n,), default=None
+    Weights of the rows.""",
+}
+
+
+def fill_doc(described: Described) -> Described:
+    """Decorator that replaces placeholders in the docstring of a function, or of a class and its own methods.
+
+    A placeholder is a line ``%(name)s``; the block of that name in `BLOCKS` takes its place, as far indented.
+
+    Raises
+    ------
+    ValueError
+        If there is no such block.
+
+    Notes
+    -----
+    Under ``python -OO`` there are no docstrings, and nothing happens.
+    """
+    _fill(described)
+    if inspect.isclass(described):
+        for member in vars(described).values():
+            # what wraps a method has a copy of its docstring
+            while member is not None:
+                if callable(member) or hasattr(member, "__wrapped__"):
+                    _fill(member)
+                member = getattr(member, "__wrapped__", None)
+    return described
+
+
+def filled(text: str, name: str = "") -> str:
+    """`text` with its placeholders replaced; `name` is whose docstring an error speaks of."""
+
+    def block(match: re.Match[str]) -> str:
+        if match["name"] not in BLOCKS:
+            raise ValueError(f"The docstring of {name} asks for an unknown block, {match['name']!r}.")
+        return indent(BLOCKS[match["name"]], match["indent"])
+
+    return _PLACEHOLDER.sub(block, text)
+
+
+def _fill(described: Any) -> None:
+    text = described.__doc__
+    if text and "%(" in text:
+        described.__doc__ = filled(text, getattr(described, "__qualname__", repr(described)))
