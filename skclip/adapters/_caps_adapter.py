@@ -131,6 +131,7 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
     array([0, 1, 2])
     """
 
+    _set_last = "delta_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"cv"})],

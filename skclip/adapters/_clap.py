@@ -125,6 +125,7 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
     array([0, 1, 2])
     """
 
+    _set_last = "n_iter_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "penalty": [Interval(Real, 0, None, closed="both"), StrOptions({"auto"})],

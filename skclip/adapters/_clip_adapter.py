@@ -114,6 +114,7 @@ class CLIPAdapterClassifier(LogitsMixin, SkclipBase):
     array([0, 1, 2])
     """
 
+    _set_last = "n_iter_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "reduction": [Interval(Integral, 1, None, closed="left")],

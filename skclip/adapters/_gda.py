@@ -210,6 +210,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
     (3, 3)
     """
 
+    _set_last = "alpha_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"cv"})],
@@ -267,7 +268,6 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         self._set_model(moments, shared_gaussian(self.covariance, moments, rows))
         if self.alpha == "cv":
             self.alpha_ = self._search_alpha(X, codes, weights, n_views, moments.inflation)
-        self.__dict__.pop("X_fit_", None)
         if hasattr(self.zero_shot_, "with_classes"):
             self.X_fit_ = unit_rows(X).astype(np.float32, copy=False)
         return self

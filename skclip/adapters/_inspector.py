@@ -120,6 +120,7 @@ class FewShotInspector(LogitsMixin, SkclipBase):
     (['good', 'scratch', 'stain'], ['A1', 'left edge', 'oil'])
     """
 
+    _set_last = "codes_"
     _parameter_constraints: dict[str, Any] = {
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "temperature": [Interval(Real, 0, None, closed="neither")],

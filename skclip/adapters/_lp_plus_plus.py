@@ -133,6 +133,7 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
     ((3, 16), (3,))
     """
 
+    _set_last = "alpha_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "max_iter": [Interval(Integral, 0, None, closed="left")],

@@ -81,6 +81,7 @@ class SimilarityVoteClassifier(ClassifierMixin, SkclipBase):
     (array([[0.96, 0.8 ]]), array([[1, 2]]))
     """
 
+    _set_last = "n_neighbors_"
     _parameter_constraints: dict[str, list[Any]] = {"n_neighbors": [Interval(Integral, 1, None, closed="left")]}
 
     def __init__(self, n_neighbors: int = 10) -> None:

@@ -122,6 +122,7 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
     array([0, 1, 2])
     """
 
+    _set_last = "gamma_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"cv"})],

@@ -140,6 +140,7 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
     (27, 16)
     """
 
+    _set_last = "weights_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"cv"})],

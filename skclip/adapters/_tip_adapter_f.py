@@ -141,6 +141,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
     (24, 16)
     """
 
+    _set_last = "n_iter_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"cv"})],

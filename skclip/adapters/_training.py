@@ -11,6 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length
 
 from skclip.utils._arrays import check_features, check_weights
+from skclip.utils._base import forget_fit
 from skclip.utils._names import check_labels, rows_of_labels
 
 
@@ -25,7 +26,8 @@ class Training(NamedTuple):
 
 
 def check_training(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Training:
-    """Validate X, y and weights of `fit`, and set ``classes_`` (and ``n_features_in_``) of `estimator`.
+    """Validate X, y and weights of `fit`, and set ``classes_`` (and ``n_features_in_``) of `estimator`, which forgets
+    an earlier fit.
 
     Pictures of weight 0 are left out.
 
@@ -35,6 +37,7 @@ def check_training(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLik
         If y holds one class only or fits no classification, every row of a class is all zeros, or X, y and weights
         differ in length.
     """
+    forget_fit(estimator)
     X, n_views = check_features(estimator, X, reset=True)
     y = check_target(estimator, y)
     check_consistent_length(X[::n_views], y)

@@ -16,7 +16,7 @@ from skclip.adapters._moments import ClassMoments
 from skclip.adapters._text import ClassText, fitted_text, resolve_text, set_fitted_text
 from skclip.adapters._training import check_training
 from skclip.utils._arrays import check_features, check_weights, first_view, row_batches, unit_rows
-from skclip.utils._base import SkclipBase
+from skclip.utils._base import SkclipBase, forget_fit
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
 from skclip.utils._docs import fill_doc
@@ -156,6 +156,7 @@ class UnsupervisedGDA(LogitsMixin, SkclipBase):
     array([0, 1, 2])
     """
 
+    _set_last = "alpha_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "alpha": [Interval(Real, 0, None, closed="left")],
@@ -212,6 +213,7 @@ class UnsupervisedGDA(LogitsMixin, SkclipBase):
         if self.zero_shot is None:
             X, codes, weights, n_views, _ = check_training(self, X, cast(ArrayLike, y), sample_weight)
         else:
+            forget_fit(self)
             X, n_views = check_features(self, X, reset=True)
             weights, codes = check_weights(sample_weight, len(X) // n_views), None
             if y is not None:

@@ -27,7 +27,7 @@ from skclip.adapters import GDAClassifier, SimilarityVoteClassifier
 from skclip.features import CLIPFeatures
 from skclip.metrics import confidence_correctness_correlation, expected_calibration_error, overconfidence_rate
 from skclip.utils._arrays import check_weights, take_rows
-from skclip.utils._base import SkclipBase, SkclipWarning
+from skclip.utils._base import SkclipBase, SkclipWarning, forget_fit
 from skclip.utils._names import check_labels
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 from skclip.zero_shot import CLIPClassifier
@@ -163,6 +163,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
     (3, 10)
     """
 
+    _set_last = "y_fit_"
     _parameter_constraints: dict[str, list[Any]] = {
         "agents": [list, tuple, None],
         "retriever": [HasMethods(["fit", "predict_proba"]), None],
@@ -231,6 +232,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
         check_parameters(self)
         members = self._checked_agents()
         y = self._checked_target(X, y)
+        forget_fit(self)
         self.classes_, codes = np.unique(y, return_inverse=True)
         self._check_two_classes(codes, params.get("sample_weight"))
         if self.reevaluate != "never":
@@ -537,7 +539,6 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
     def _copy_feature_names(self) -> None:
         """Take over what the agents know about the columns of X."""
         for attribute in ("n_features_in_", "feature_names_in_"):
-            self.__dict__.pop(attribute, None)
             for agent in self.estimators_:
                 if hasattr(agent, attribute):
                     setattr(self, attribute, getattr(agent, attribute))

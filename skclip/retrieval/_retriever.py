@@ -18,7 +18,7 @@ from skclip.features import CLIPFeatures, CLIPTextFeatures
 from skclip.retrieval._faiss import FLAT, build_index, index_of, index_to_bytes, remember_index, search_index
 from skclip.retrieval._folder import load_folder, save_folder
 from skclip.utils._arrays import check_features, first_view, unit_rows
-from skclip.utils._base import SkclipBase
+from skclip.utils._base import SkclipBase, forget_fit
 from skclip.utils._names import check_labels
 from skclip.utils._neighbors import most_similar
 from skclip.utils._params import Interval, StrOptions, check_parameters
@@ -122,6 +122,7 @@ class CLIPRetriever(SkclipBase):
     array([0, 1])
     """
 
+    _set_last = "X_fit_"
     _parameter_constraints: dict[str, list[Any]] = {
         "model": [str, None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
@@ -185,6 +186,7 @@ class CLIPRetriever(SkclipBase):
             _ids(y, 0, len(X))  # before anything is encoded
             X = self._encoder(CLIPFeatures, model).fit_transform(X)
             digest = weights_digest(model)
+        forget_fit(self)
         rows = unit_rows(first_view(*check_features(self, X, reset=True)))
         if not rows.any():
             raise ValueError(f"All {len(rows)} rows of X are zeros; features have a direction. Were they encoded?")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sklearn.base import BaseEstimator
 
 
@@ -17,3 +19,21 @@ class SkclipBase(BaseEstimator):
 
     _doc_link_module = "skclip"
     _doc_link_template = "https://skclip.readthedocs.io/en/latest/generated/{estimator_module}.{estimator_name}.html"
+
+    # the attribute that `fit` sets last; None is scikit-learn's rule, any name that ends in "_"
+    _set_last: str | None = None
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return bool(fitted_names(self)) if self._set_last is None else hasattr(self, self._set_last)
+
+
+def fitted_names(estimator: Any) -> list[str]:
+    """Attributes that `fit` has set."""
+    return [name for name in vars(estimator) if name.endswith("_") and not name.startswith("__")]
+
+
+def forget_fit(estimator: Any) -> None:
+    """Delete what an earlier `fit` has set, so that one that fails does not leave the labels of one training set beside
+    the weights of another."""
+    for name in fitted_names(estimator):
+        delattr(estimator, name)
