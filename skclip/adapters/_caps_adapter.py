@@ -215,8 +215,7 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
             X, captions = split_columns(X, self.caption_columns)
         training = check_training(self, X, y, sample_weight)
         text = set_text(self)
-        if text is not None:
-            warn_if_guessing(first_view(training.X, training.n_views), training.codes, text, stacklevel=3)
+        warn_if_guessing(training, text, stacklevel=3)
         rows = None
         if captions is not None:
             n_passed = len(X) if hasattr(X, "__len__") else X.shape[0]

@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
 
-from skclip.adapters._gradient import Pictures, Recipe, Tensors, minimise_cross_entropy
+from skclip.adapters._gradient import Pictures, Tensors, fit_by_gradient
 from skclip.adapters._prototypes import prepare
 from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
-from skclip.utils._cosine import cosine_logits
+from skclip.utils._cosine import cosine_logits, linear_logits
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
@@ -125,7 +125,7 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
     array([0, 1, 2])
     """
 
-    _set_last = "n_iter_"
+    _set_last = "coef_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "penalty": [Interval(Real, 0, None, closed="both"), StrOptions({"auto"})],
@@ -216,29 +216,21 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
         if multipliers is not None:
             constants |= {"multipliers": multipliers, "rho": multipliers}
         final: dict[str, NDArray] = {}
-        trained = minimise_cross_entropy(
+        learned = fit_by_gradient(
+            self,
             _scaled_cosines(logit_scale),
             {"weights": constants["prototypes"]},
             pictures,
-            Recipe(
-                max_iter=self.max_iter if strength < np.inf else 0,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                optimizer_options={"momentum": self.momentum},
-                n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
-            ),
+            max_iter=self.max_iter if strength < np.inf else 0,
+            optimizer_options={"momentum": self.momentum},
             constants=constants,
             penalty=self._penalty(strength, len(prototypes)) if penalised else None,
             after_epoch=self._raise_multipliers(final) if penalised and self.multipliers == "adaptive" else None,
             validation=validation,
             random_state=rng,
-            device=self.device,
-            verbose=self.verbose,
-            name=type(self).__name__,
         )
         self.multipliers_ = final.get("multipliers", multipliers)
-        self.coef_ = logit_scale * unit_rows(trained.parameters["weights"].astype(np.float64))
-        self.loss_curve_, self.validation_scores_, self.n_iter_ = trained[1:]
+        self.coef_ = logit_scale * unit_rows(learned["weights"].astype(np.float64))
         return self
 
     def _penalty(self, strength: float, n_classes: int) -> Callable[[Tensors, Tensors], torch.Tensor]:
@@ -275,11 +267,7 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
         %(logits)s
         """
         check_is_fitted(self)
-        X = first_view(*check_features(self, X))
-        logits = np.empty((len(X), len(self.coef_)))
-        for part in row_batches(len(X), 8 * (len(self.coef_) + 3 * X.shape[1])):
-            logits[part] = unit_rows(X[part].astype(np.float64)) @ self.coef_.T
-        return logits
+        return linear_logits(first_view(*check_features(self, X)), self.coef_)
 
 
 def _scaled_cosines(logit_scale: float) -> Callable[[Tensors, Tensors, torch.Tensor], torch.Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skclip.adapters._gradient import Recipe, Tensors, minimise_cross_entropy
+from skclip.adapters._gradient import Tensors, fit_by_gradient
 from skclip.adapters._prototypes import means_of_others, prepare
 from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase
@@ -114,7 +114,7 @@ class CLIPAdapterClassifier(LogitsMixin, SkclipBase):
     array([0, 1, 2])
     """
 
-    _set_last = "n_iter_"
+    _set_last = "up_weights_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "reduction": [Interval(Integral, 1, None, closed="left")],
@@ -193,27 +193,19 @@ class CLIPAdapterClassifier(LogitsMixin, SkclipBase):
         if self.prototypes_ is None:
             pictures, constants["others"] = means_of_others(pictures, len(self.classes_))
             training_logits = _left_out_cosines(self.ratio, logit_scale, pictures.codes)
-        trained = minimise_cross_entropy(
+        learned = fit_by_gradient(
+            self,
             _adapted_cosines(self.ratio, logit_scale),
             _start(self.n_features_in_, max(1, self.n_features_in_ // self.reduction), rng),
             pictures,
-            Recipe(
-                max_iter=self.max_iter if self.ratio > 0 else 0,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                optimizer_options={"momentum": self.momentum},
-                n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
-            ),
+            max_iter=self.max_iter if self.ratio > 0 else 0,
+            optimizer_options={"momentum": self.momentum},
             constants=constants,
             training_logits=training_logits,
             validation=validation,
             random_state=rng,
-            device=self.device,
-            verbose=self.verbose,
-            name=type(self).__name__,
         )
-        self.down_weights_, self.up_weights_ = trained.parameters["down"], trained.parameters["up"]
-        self.loss_curve_, self.validation_scores_, self.n_iter_ = trained[1:]
+        self.down_weights_, self.up_weights_ = learned["down"], learned["up"]
         return self
 
     def logits(self, X: Any) -> NDArray:

@@ -258,11 +258,10 @@ class GDAClassifier(LogitsMixin, SkclipBase):
             Also if ``alpha="cv"`` meets a class with one picture.
         """
         check_parameters(self)
-        X, codes, weights, n_views, _ = check_training(self, X, y, sample_weight)
-        text = set_text(self)
-        if text is not None:
-            warn_if_guessing(first_view(X, n_views), codes, text, stacklevel=3)
+        training = check_training(self, X, y, sample_weight)
+        warn_if_guessing(training, set_text(self), stacklevel=3)
 
+        X, codes, weights, n_views, _ = training
         rows = _Rows(X, *_per_view(codes, weights, n_views))
         moments = _moments_of(self.covariance, rows, len(self.classes_))
         self._set_model(moments, shared_gaussian(self.covariance, moments, rows))
@@ -308,11 +307,10 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         first = not hasattr(self, "coef_")
         if not first and not hasattr(self, "moments_"):
             raise ValueError("partial_fit cannot continue a model made by with_classes: its new classes have no rows.")
-        X, codes, weights, n_views, _ = check_chunk(self, X, y, classes, sample_weight, first=first)
-        text = set_text(self) if first else fitted_text(self)
-        if text is not None:
-            warn_if_guessing(first_view(X, n_views), codes, text, stacklevel=3)
+        training = check_chunk(self, X, y, classes, sample_weight, first=first)
+        warn_if_guessing(training, set_text(self) if first else fitted_text(self), stacklevel=3)
 
+        X, codes, weights, n_views, _ = training
         if first:
             moments = ClassMoments.empty(len(self.classes_), self.n_features_in_)
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils import check_random_state
 
 from skclip._backbones import resolve_device
 from skclip.adapters._held_out import validation_split
@@ -62,11 +63,55 @@ class Pictures(NamedTuple):
         return self.take(train), self.take(held)
 
 
+def pictures_to_train_on(estimator: Any, training: Training) -> tuple[Pictures, Pictures | None, np.random.RandomState]:
+    """Pictures to train on, those held out where `early_stopping` asks for it, and the random numbers to go on with."""
+    rng = check_random_state(estimator.random_state)
+    pictures = Pictures.of(training)
+    if not estimator.early_stopping:
+        return pictures, None, rng
+    return *pictures.split(estimator.validation_fraction, rng), rng
+
+
 class Trained(NamedTuple):
     parameters: dict[str, NDArray]
     loss_curve: list[float]
     validation_curve: list[float]
     n_iter: int
+
+
+def fit_by_gradient(
+    estimator: Any,
+    logits: Callable[[Tensors, Tensors, torch.Tensor], torch.Tensor],
+    parameters: Mapping[str, NDArray],
+    pictures: Pictures,
+    *,
+    max_iter: int,
+    optimizer: str = "sgd",
+    optimizer_options: Mapping[str, Any],
+    **options: Any,
+) -> dict[str, NDArray]:
+    """`minimise_cross_entropy` as the parameters of an estimator ask for it: returns what was learned, and sets
+    ``loss_curve_``, ``validation_scores_`` and ``n_iter_``. `options` go to `minimise_cross_entropy`."""
+    recipe = Recipe(
+        max_iter=max_iter,
+        batch_size=estimator.batch_size,
+        learning_rate=estimator.learning_rate,
+        optimizer=optimizer,
+        optimizer_options=optimizer_options,
+        n_iter_no_change=estimator.n_iter_no_change if estimator.early_stopping else None,
+    )
+    trained = minimise_cross_entropy(
+        logits,
+        parameters,
+        pictures,
+        recipe,
+        device=estimator.device,
+        verbose=estimator.verbose,
+        name=type(estimator).__name__,
+        **options,
+    )
+    estimator.loss_curve_, estimator.validation_scores_, estimator.n_iter_ = trained[1:]
+    return trained.parameters
 
 
 def minimise_cross_entropy(

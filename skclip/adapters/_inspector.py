@@ -12,7 +12,7 @@ from scipy.special import gammaln, logit, softmax
 from sklearn.utils.validation import check_is_fitted
 
 from skclip.adapters._similarity_vote import nearest_rows, picture_rows
-from skclip.adapters._text import resolve_text
+from skclip.adapters._text import set_unscaled_text
 from skclip.adapters._training import check_target, check_training
 from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase
@@ -271,9 +271,7 @@ class FewShotInspector(LogitsMixin, SkclipBase):
         %(kneighbors)s
         """
         check_is_fitted(self)
-        if n_neighbors is None:
-            n_neighbors = min(int(self.n_neighbors), len(self.X_fit_) - (X is None))
-        return nearest_rows(self, X, n_neighbors)
+        return nearest_rows(self, X, n_neighbors, default=int(self.n_neighbors))
 
     def _positive(self) -> Any:
         n_classes = len(self.classes_)
@@ -293,9 +291,7 @@ class FewShotInspector(LogitsMixin, SkclipBase):
     def _set_text(self) -> None:
         if self.text_weight > 0 and self.zero_shot is None:
             raise ValueError(f"text_weight={self.text_weight!r} weighs class text; pass zero_shot as well.")
-        text = resolve_text(self.zero_shot, self.classes_, self.n_features_in_, None)
-        self.prototypes_ = None if text is None else text.prototypes
-        self.zero_shot_ = None if text is None else text.estimator
+        set_unscaled_text(self)
 
     def _similarities(self, rows: NDArray) -> NDArray:
         """s_k of unit rows, (n, K), float64."""

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from skclip.adapters._gradient import Pictures
+from skclip.adapters._gradient import Pictures, pictures_to_train_on
 from skclip.adapters._moments import class_sums
-from skclip.adapters._text import resolve_text, warn_if_guessing
+from skclip.adapters._text import set_unscaled_text, warn_if_guessing
 from skclip.adapters._training import check_training
-from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
+from skclip.utils._arrays import check_features, first_view
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
+from skclip.utils._cosine import linear_logits
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 
@@ -200,15 +200,9 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
         """
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
-        text = resolve_text(self.zero_shot, self.classes_, self.n_features_in_, None)
-        self.prototypes_: NDArray | None = None if text is None else text.prototypes
-        self.zero_shot_: Any = None if text is None else text.estimator
-        if text is not None:
-            warn_if_guessing(first_view(training.X, training.n_views), training.codes, text, stacklevel=3)
-        rng = check_random_state(self.random_state)
-        pictures, validation = Pictures.of(training), None
-        if self.early_stopping:
-            pictures, validation = pictures.split(self.validation_fraction, rng)
+        text = set_unscaled_text(self)
+        warn_if_guessing(training, text, stacklevel=3)
+        pictures, validation, rng = pictures_to_train_on(self, training)
 
         problem = _Problem.of(pictures, len(self.classes_), self.prototypes_)
         start = _start(problem, self.init_scale, rng)
@@ -299,14 +293,6 @@ class _Problem(NamedTuple):
         weights = weights * max(1.0, weights.sum() / np.square(weights).sum()) / pictures.views.shape[1]
         text = None if prototypes is None else prototypes.astype(np.float64)
         return cls(rows, codes, weights, text, n_classes)
-
-
-def linear_logits(X: NDArray, coef: NDArray, intercept: NDArray) -> NDArray:
-    """``x . coef_k + intercept_k`` of the rows of `X` at unit length, (n, K), float64."""
-    logits = np.empty((len(X), len(coef)))
-    for part in row_batches(len(X), 8 * (len(coef) + 3 * X.shape[1])):
-        logits[part] = unit_rows(X[part].astype(np.float64)) @ coef.T + intercept
-    return logits
 
 
 def loss_and_gradient(problem: _Problem, coef: NDArray, intercept: NDArray) -> tuple[float, NDArray, NDArray]:

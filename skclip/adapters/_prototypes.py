@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
 
-from skclip.adapters._gradient import Pictures
+from skclip.adapters._gradient import Pictures, pictures_to_train_on
 from skclip.adapters._held_out import distinct_pictures
 from skclip.adapters._moments import class_sums
 from skclip.adapters._text import set_text, warn_if_guessing
 from skclip.adapters._training import check_training
-from skclip.utils._arrays import first_view, unit_rows
+from skclip.utils._arrays import unit_rows
 from skclip.utils._cosine import DEFAULT_LOGIT_SCALE
 
 
@@ -35,14 +34,10 @@ def prepare(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | Non
     """
     training = check_training(estimator, X, y, sample_weight)
     text = set_text(estimator)
-    if text is not None:
-        warn_if_guessing(first_view(training.X, training.n_views), training.codes, text, stacklevel=4)
-    else:
+    warn_if_guessing(training, text, stacklevel=4)
+    if text is None:
         estimator.logit_scale_ = DEFAULT_LOGIT_SCALE if estimator.logit_scale is None else float(estimator.logit_scale)
-    rng = check_random_state(estimator.random_state)
-    pictures, validation = Pictures.of(training), None
-    if estimator.early_stopping:
-        pictures, validation = pictures.split(estimator.validation_fraction, rng)
+    pictures, validation, rng = pictures_to_train_on(estimator, training)
     prototypes = class_means(pictures, len(estimator.classes_)) if text is None else text.prototypes
     prototypes = prototypes.astype(pictures.views.dtype, copy=False)
     return Lesson(prototypes, estimator.logit_scale_, pictures, validation, rng)

@@ -147,9 +147,7 @@ class SimilarityVoteClassifier(ClassifierMixin, SkclipBase):
         %(kneighbors)s
         """
         check_is_fitted(self)
-        if n_neighbors is None:
-            n_neighbors = min(self.n_neighbors_, len(self.X_fit_) - (X is None))
-        return nearest_rows(self, X, n_neighbors)
+        return nearest_rows(self, X, n_neighbors, default=self.n_neighbors_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -165,10 +163,15 @@ def picture_rows(training: Training) -> NDArray:
     return unit_rows(views.mean(axis=1))
 
 
-def nearest_rows(estimator: Any, X: Any, n_neighbors: int) -> tuple[NDArray, NDArray]:
-    """Cosines and places of the rows of ``X_fit_`` most similar to those of X, or to themselves where X is None."""
+def nearest_rows(estimator: Any, X: Any, n_neighbors: int | None, *, default: int) -> tuple[NDArray, NDArray]:
+    """Cosines and places of the rows of ``X_fit_`` most similar to those of X, or to themselves where X is None.
+
+    Where `n_neighbors` is None, `default` of them, or as many as there are.
+    """
     bank = estimator.X_fit_
     most = len(bank) - (X is None)
+    if n_neighbors is None:
+        n_neighbors = min(default, most)
     if not isinstance(n_neighbors, Integral) or not 1 <= n_neighbors <= most:
         raise ValueError(
             f"n_neighbors must be a whole number from 1 to {most}, the number of pictures to choose from; got "

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils import check_array
 
-from skclip.utils._arrays import unit_rows
+from skclip.adapters._training import Training
+from skclip.utils._arrays import first_view, unit_rows
 from skclip.utils._base import SkclipWarning
 from skclip.utils._cosine import DEFAULT_LOGIT_SCALE, chance_message, cosine_logits, is_chance
 from skclip.utils._names import rows_of_labels
@@ -103,6 +104,13 @@ def set_text(estimator: Any) -> ClassText | None:
     return text
 
 
+def set_unscaled_text(estimator: Any) -> ClassText | None:
+    """The same where the scale of the logits plays no part: sets ``prototypes_`` and ``zero_shot_`` alone."""
+    text = resolve_text(estimator.zero_shot, estimator.classes_, estimator.n_features_in_, None)
+    estimator.prototypes_, estimator.zero_shot_ = (None, None) if text is None else (text.prototypes, text.estimator)
+    return text
+
+
 def set_fitted_text(estimator: Any, text: ClassText | None) -> None:
     """What `fitted_text` reads."""
     estimator.prototypes_, estimator.logit_scale_, estimator.zero_shot_ = (None, None, None) if text is None else text
@@ -115,12 +123,15 @@ def fitted_text(estimator: Any) -> ClassText | None:
     return ClassText(estimator.prototypes_, estimator.logit_scale_, estimator.zero_shot_)
 
 
-def warn_if_guessing(X: NDArray, codes: NDArray, text: ClassText, *, stacklevel: int) -> None:
-    """Warn where the text names the training rows no better than chance would.
+def warn_if_guessing(training: Training, text: ClassText | None, *, stacklevel: int) -> None:
+    """Warn where there is text, and it names the training pictures no better than chance would.
 
     Features and prototypes of two models with equal width cannot be told apart by their shapes; this shows
     them.
     """
+    if text is None:
+        return
+    X, codes = first_view(training.X, training.n_views), training.codes
     chosen = np.unique(np.linspace(0, len(X) - 1, min(len(X), _MOST_CHECKED)).astype(np.intp))
     guesses = np.argmax(cosine_logits(X[chosen], text.prototypes, 1.0), axis=1)
     n_right = int(np.sum(guesses == codes[chosen]))

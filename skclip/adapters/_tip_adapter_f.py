@@ -12,13 +12,13 @@ from sklearn.utils import check_random_state
 
 from skclip.adapters._cache import Cache
 from skclip.adapters._cache_search import cached_pictures, search_alpha_beta
-from skclip.adapters._gradient import Pictures, Recipe, Tensors, Trained, minimise_cross_entropy
+from skclip.adapters._gradient import Pictures, Tensors, fit_by_gradient
 from skclip.adapters._held_out import Pictures as DistinctPictures
 from skclip.adapters._held_out import validation_split
 from skclip.adapters._text import set_text, warn_if_guessing
 from skclip.adapters._tip_adapter import set_cache, text_and_cache_logits
 from skclip.adapters._training import check_training
-from skclip.utils._arrays import first_view, unit_rows
+from skclip.utils._arrays import unit_rows
 from skclip.utils._base import SkclipBase
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._docs import fill_doc
@@ -141,7 +141,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
     (24, 16)
     """
 
-    _set_last = "n_iter_"
+    _set_last = "weights_"
     _parameter_constraints: dict[str, list[Any]] = {
         "zero_shot": [HasMethods(["fit"]), "array-like", None],
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"cv"})],
@@ -226,8 +226,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
         text = set_text(self)
-        if text is not None:
-            warn_if_guessing(first_view(training.X, training.n_views), training.codes, text, stacklevel=3)
+        warn_if_guessing(training, text, stacklevel=3)
         self.alpha_, self.beta_ = search_alpha_beta(
             training,
             self.classes_,
@@ -240,9 +239,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
             stacklevel=3,
         )
         pictures, cache = cached_pictures(training, len(self.classes_))
-        trained = self._train(pictures, cache)
-        set_cache(self, cache._replace(keys=trained.parameters["keys"]))
-        self.loss_curve_, self.validation_scores_, self.n_iter_ = trained[1:]
+        set_cache(self, cache._replace(keys=self._trained_keys(pictures, cache)))
         return self
 
     def logits(self, X: Any) -> NDArray:
@@ -259,7 +256,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
         """
         return text_and_cache_logits(self, X)
 
-    def _train(self, pictures: DistinctPictures, cache: Cache) -> Trained:
+    def _trained_keys(self, pictures: DistinctPictures, cache: Cache) -> NDArray:
         rng = check_random_state(self.random_state)
         values = cache.normalized() if self.normalize_values else cache
         several = np.diff(cache.starts())[cache.codes] > 1
@@ -270,26 +267,20 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
         constants = {"codes": values.codes, "weights": values.weights, "lift": _lifts(values, several)}
         if self.prototypes_ is not None:
             constants["text"] = self.logit_scale_ * self.prototypes_
-        return minimise_cross_entropy(
+        learned = fit_by_gradient(
+            self,
             _logits(len(self.classes_), self.alpha_, self.beta_),
             {"keys": cache.keys},
             _with_key(pictures.take(train), own[train] if self.leave_own_out else np.full(len(train), NO_KEY)),
-            Recipe(
-                max_iter=self.max_iter,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                optimizer="adamw",
-                optimizer_options={"weight_decay": self.weight_decay, "eps": self.eps},
-                n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
-            ),
+            max_iter=self.max_iter,
+            optimizer="adamw",
+            optimizer_options={"weight_decay": self.weight_decay, "eps": self.eps},
             constants=constants,
             # without its own key in any case, or it would always be right
             validation=None if held is None else _with_key(pictures.take(held), own[held]),
             random_state=rng,
-            device=self.device,
-            verbose=self.verbose,
-            name=type(self).__name__,
         )
+        return learned["keys"]
 
 
 def _with_key(pictures: DistinctPictures, own: NDArray) -> Pictures:

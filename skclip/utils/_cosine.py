@@ -1,9 +1,11 @@
-"""Cosines with class prototypes as logits, shared by zero-shot and few-shot classifiers."""
+"""Logits of unit rows: cosines with class prototypes, and linear models, shared by several classifiers."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from skclip.utils._arrays import row_batches, unit_rows
 
 # multiplier of the cosines where nothing tells a better one: what CLIP's training clips its own to
 DEFAULT_LOGIT_SCALE = 100.0
@@ -12,6 +14,14 @@ DEFAULT_LOGIT_SCALE = 100.0
 def cosine_logits(rows: NDArray, prototypes: NDArray, logit_scale: float) -> NDArray:
     """``logit_scale * x_i . t_k`` of unit rows and unit prototypes, (n, K), in the floating type of `rows`."""
     return logit_scale * (rows @ prototypes.T.astype(rows.dtype, copy=False))
+
+
+def linear_logits(X: NDArray, coef: NDArray, intercept: NDArray | float = 0.0) -> NDArray:
+    """``x . coef_k + intercept_k`` of the rows of `X` at unit length, (n, K), float64."""
+    logits = np.empty((len(X), len(coef)))
+    for part in row_batches(len(X), 8 * (len(coef) + 3 * X.shape[1])):
+        logits[part] = unit_rows(X[part].astype(np.float64)) @ coef.T + intercept
+    return logits
 
 
 def is_chance(n_right: int, n: int, n_classes: int) -> bool:
