@@ -15,6 +15,7 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import check_cv
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Bunch, get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
@@ -126,7 +127,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
 
     Trust must be measured on pictures an agent has not learned from. Agents in a `FrozenEstimator` are not fitted
     again: pass `fit` pictures that they have not seen. A nearest-neighbour retriever is measured by leaving out one
-    picture of its memory at a time where `cv` is a number, and on the folds otherwise.
+    picture of its memory at a time where `cv` is a number and nothing before it learns, and on the folds otherwise.
 
     The correlation is undefined where all answers are right or all confidences equal, and is then reported as 0. An
     agent that is never wrong is trusted as if it were 1: no error has escaped its confidence. Where no class has two
@@ -493,7 +494,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
                 kept = np.unique(everything)
                 probabilities = _probabilities(own, name, take_rows(X, kept), self.classes_)
                 answers[name] = _Answers(probabilities, codes[kept])
-            elif name == RETRIEVER and _has_memory(own) and _is_number(self.cv):
+            elif name == RETRIEVER and _leaves_one_out(own) and _is_number(self.cv):
                 probabilities = aligned(_last(own).predict_proba(None), own.classes_, self.classes_, name)
                 answers[name] = _Answers(probabilities[everything], codes[everything])
             else:
@@ -730,7 +731,21 @@ def _last(member: Any) -> Any:
 
 def _has_memory(retriever: Any) -> bool:
     """Whether neighbours of `retriever` are rows of our X."""
-    return not isinstance(retriever, FrozenEstimator) and hasattr(_last(retriever), "kneighbors")
+    return not isinstance(_last(retriever), FrozenEstimator) and hasattr(_last(retriever), "kneighbors")
+
+
+def _leaves_one_out(retriever: Any) -> bool:
+    """Whether `retriever` answers for the rows of its memory, each without itself, and has learned nothing else from
+    them."""
+    before = retriever.steps[:-1] if isinstance(retriever, Pipeline) else []
+    votes = isinstance(_last(retriever), (SimilarityVoteClassifier, KNeighborsClassifier))
+    return votes and not any(_learns(step) for _, step in before)
+
+
+def _learns(step: Any) -> bool:
+    if isinstance(step, Pipeline):
+        return any(_learns(inner) for _, inner in step.steps)
+    return step not in (None, "passthrough") and get_tags(step).requires_fit
 
 
 def _kneighbors(retriever: Any, X: Any) -> tuple[NDArray, NDArray]:

@@ -48,7 +48,7 @@ def test_a_first_fit_that_fails_leaves_an_estimator_that_is_not_fitted(position)
 def test_a_later_fit_that_fails_leaves_no_mixture_of_two_fits(position):
     estimator = list(with_text(TEXT))[position].fit(X, Y)
     np.testing.assert_array_equal(estimator.predict(TEXT), [0, 1, 2])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="labels can only be|width"):
         estimator.fit(X[:, :-1], Y + 1)
     with pytest.raises(NotFittedError):
         estimator.predict(TEXT)

@@ -9,6 +9,7 @@ import pytest
 import sklearn
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import NotFittedError
@@ -22,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip import CLIPClassifier, CLIPFeatures, ZeroShotClassifier
-from skclip.adapters import GDAClassifier, SimilarityVoteClassifier
+from skclip.adapters import FewShotInspector, GDAClassifier, SimilarityVoteClassifier
 from skclip.datasets import make_picture_world
 from skclip.ensemble import TrustOrchestrator
 from skclip.ensemble._trust import aligned, held_out_splits, product_trust, raw_encoder, shares, trust_measures
@@ -376,7 +377,8 @@ def test_trust_may_be_the_users_own():
 
 
 @pytest.mark.parametrize(
-    "retriever", [KNeighborsClassifier(5), NB, make_pipeline(StandardScaler(), SimilarityVoteClassifier(4))]
+    "retriever",
+    [KNeighborsClassifier(5), NB, FewShotInspector(), make_pipeline(StandardScaler(), SimilarityVoteClassifier(4))],
 )
 def test_any_classifier_may_retrieve(retriever):
     X, y, X_test, _ = small()
@@ -386,6 +388,22 @@ def test_any_classifier_may_retrieve(retriever):
     expected += trust[1] * clone(retriever).fit(X, y).predict_proba(X_test)
     np.testing.assert_allclose(clf.predict_proba(X_test), expected / trust.sum())
     assert ("neighbors" in clf.explain(X_test)) == (retriever is not NB)
+
+
+def test_a_retriever_whose_features_have_seen_the_labels_is_held_out_with_them():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 40)), rng.integers(2, size=60)  # nothing to learn
+    supervised = make_pipeline(LinearDiscriminantAnalysis(), SimilarityVoteClassifier(5))
+    clf = TrustOrchestrator([("lr", LR)], retriever=supervised).fit(X, y)
+    assert np.mean(clf.retriever_[-1].predict(None) == y) > 0.85
+    assert clf.report_["retriever"]["accuracy"] < 0.7
+
+
+def test_neighbours_of_a_frozen_memory_are_no_rows_of_fit():
+    X, y = world(0)[:2]
+    frozen = make_pipeline(StandardScaler(), FrozenEstimator(SimilarityVoteClassifier(3).fit(X, y)))
+    clf = TrustOrchestrator([("lr", LR)], retriever=frozen, reevaluate="always").fit(X[:40], y[:40])
+    assert "neighbors" not in clf.explain(X[:5])
 
 
 def test_one_picture_per_class_trusts_all_alike():
