@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 from scipy.special import softmax
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip.adapters import CLAPClassifier
 from skclip.adapters._clap import initial_multipliers
-from skclip.utils import SkclipWarning
 from skclip.utils._arrays import unit_rows
 
 torch = pytest.importorskip("torch")
@@ -22,26 +17,6 @@ def small(n=60, d=10, n_classes=4, seed=0, spread=1.0):
     y = np.arange(n) % n_classes
     means = spread * rng.normal(size=(n_classes, d))
     return rng.normal(size=(n, d)) + means[y] + 1.0, y, means + 1.0
-
-
-VARIANTS = [
-    CLAPClassifier(max_iter=10),
-    CLAPClassifier(max_iter=5, penalty=1.0, multipliers="adaptive"),
-    CLAPClassifier(max_iter=5, penalty=0.5, distance="cosine", multipliers="corrected", logit_scale=20.0),
-    CLAPClassifier(max_iter=5, early_stopping=True, random_state=0),
-]
-
-
-@parametrize_with_checks(
-    VARIANTS,
-    expected_failed_checks=lambda estimator: (
-        {"check_sample_weight_equivalence_on_dense_data": "which pictures are held out depends on their number"}
-        if estimator.early_stopping
-        else {}
-    ),
-)
-def test_scikit_learn_contract(estimator, check):
-    check(estimator)
 
 
 def literal(X, y, text, *, max_iter, penalty, distance="l2", adaptive=False, kind="class", norm=10.0, scale=20.0):
@@ -180,107 +155,3 @@ def test_without_text_it_starts_at_the_class_means_and_is_free():
     assert free.multipliers_ is None
     tied = CLAPClassifier(penalty=1, random_state=0).fit(X, y)
     assert np.linalg.norm(tied.coef_ - start.coef_) < np.linalg.norm(free.coef_ - start.coef_)
-
-
-@pytest.mark.parametrize("with_text", [False, True])
-@pytest.mark.parametrize("multipliers", ["class", "adaptive"])
-def test_whole_weights_are_repeated_rows_within_a_batch(with_text, multipliers):
-    X, y, text = small()
-    weights = np.random.default_rng(3).integers(0, 4, len(X))
-    clf = CLAPClassifier(
-        text if with_text else None, penalty=0.5, multipliers=multipliers, max_iter=30, random_state=0, logit_scale=20.0
-    )
-    weighted = clone(clf).fit(X, y, sample_weight=weights)
-    repeated = clone(clf).fit(np.repeat(X, weights, axis=0), np.repeat(y, weights))
-    np.testing.assert_allclose(weighted.logits(X), repeated.logits(X), rtol=1e-6, atol=1e-8)
-
-
-def test_repeated_views_change_nothing_and_only_the_first_is_read():
-    X, y, text = small()
-    once = CLAPClassifier(text, max_iter=20, random_state=0).fit(X, y)
-    views = CLAPClassifier(text, max_iter=20, random_state=0).fit(np.repeat(X[:, None], 3, axis=1), y)
-    np.testing.assert_allclose(views.logits(X), once.logits(X), rtol=1e-6)
-    np.testing.assert_array_equal(views.logits(np.stack([X, -X], axis=1)), views.logits(X))
-
-
-def test_the_random_state_decides_everything():
-    X, y, text = small()
-    fits = [CLAPClassifier(text, max_iter=5, batch_size=16, random_state=seed).fit(X, y).coef_ for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(fits[0], fits[1])
-    assert np.abs(fits[0] - fits[2]).max() > 1e-6
-
-
-def test_early_stopping_holds_pictures_out_and_stops():
-    X, y, text = small(n=200, spread=0.5)
-    clf = CLAPClassifier(text, penalty=0, early_stopping=True, random_state=0, n_iter_no_change=5).fit(X, y)
-    assert len(clf.validation_scores_) == clf.n_iter_ < 300
-    assert clf.n_iter_ == int(np.argmax(clf.validation_scores_)) + 1 + 5
-    assert CLAPClassifier(text, max_iter=2).fit(X, y).validation_scores_ == []
-    with pytest.raises(ValueError, match="early_stopping=False"):
-        CLAPClassifier(text, early_stopping=True).fit(X[:4], y[:4])
-
-
-def test_text_is_aligned_by_label(text_estimator):
-    X, y, text = small()
-    names = np.array(["zebra", "ant", "owl", "cat"])  # sorted: ant, cat, owl, zebra
-    clf = CLAPClassifier(text_estimator(text, names, logit_scale=7.0), max_iter=3).fit(X, names[y])
-    assert clf.classes_.tolist() == ["ant", "cat", "owl", "zebra"]
-    assert clf.logit_scale_ == 7.0
-    np.testing.assert_allclose(clf.prototypes_, unit_rows(text)[[1, 3, 2, 0]], rtol=1e-6)
-    few = CLAPClassifier(text_estimator(text, names), max_iter=3).fit(X[y != 1], names[y[y != 1]])
-    assert few.coef_.shape == (3, 10)
-
-
-def test_bad_input(text_estimator):
-    X, y, text = small()
-    clf = CLAPClassifier(max_iter=1)
-    for weights in (np.zeros(60), np.full(60, -1.0), np.ones(59), np.full(60, np.nan)):
-        with pytest.raises(ValueError, match="sample_weight"):
-            clf.fit(X, y, sample_weight=weights)
-    with pytest.raises(ValueError, match="one class"):
-        clf.fit(X, np.zeros(60))
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        clf.fit(X, y[:-1])
-    with pytest.raises(ValueError, match=r"X\[3, 2\]"):
-        clf.fit(np.where(np.arange(600).reshape(60, 10) == 32, np.nan, X), y)
-    with pytest.raises(ValueError, match="Every row of class 2 is all zeros"):
-        clf.fit(np.where((y == 2)[:, None], 0.0, X), y)
-    with pytest.raises(ValueError, match=r"-1.*ZeroShotClassifier\(prototypes=\.\.\., classes="):
-        CLAPClassifier(text).fit(X, y - 1)
-    with pytest.raises(ValueError, match=r"width 9.*10 features"):
-        CLAPClassifier(text[:, :9]).fit(X, y)
-    with pytest.raises(ValueError, match=r"\b3\b.*zero_shot"):
-        CLAPClassifier(text_estimator(text[:3], [0, 1, 2])).fit(X, y)
-    for params in ({"penalty": -1.0}, {"penalty": "all"}, {"distance": "l1"}, {"multipliers": "none"}):
-        with pytest.raises(ValueError, match=next(iter(params))):
-            CLAPClassifier(**params).fit(X, y)
-    with pytest.raises(ValueError, match="device='abacus'"):
-        CLAPClassifier(device="abacus").fit(X, y)
-
-
-def test_warns_where_text_guesses():
-    X, y, text = small(n=120, spread=3.0)
-    with pytest.warns(SkclipWarning, match="no better than chance") as caught:
-        CLAPClassifier(-text, max_iter=1).fit(X, y)
-    assert caught[0].filename == __file__
-
-
-def test_persistence_and_search():
-    io = pytest.importorskip("skops.io")
-    X, y, text = small()
-    clf = CLAPClassifier(text, max_iter=3, multipliers="adaptive").fit(X, y)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(clf)).logits(X), clf.logits(X))
-    data = io.dumps(clf)
-    unknown = io.get_untrusted_types(data=data)
-    assert all(name.startswith("skclip.") for name in unknown)
-    np.testing.assert_array_equal(io.loads(data, trusted=unknown).logits(X), clf.logits(X))
-    search = GridSearchCV(CLAPClassifier(text, max_iter=3), {"penalty": [0, 1.0, 1e4, np.inf]}, cv=2).fit(X, y)
-    assert search.best_score_ > 0.5
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_accelerator_agrees_with_the_cpu():
-    X, y, text = small()
-    fits = [CLAPClassifier(text, max_iter=20, random_state=0, device=d).fit(X, y) for d in ("cpu", "cuda")]
-    np.testing.assert_allclose(fits[0].predict_proba(X), fits[1].predict_proba(X), atol=1e-3)
