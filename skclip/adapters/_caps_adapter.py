@@ -236,7 +236,7 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
 
         Returns
         -------
-        %(logits)s
+        %(logits_array)s
             With ``alpha=0, gamma=0`` the zero-shot logits unchanged.
         """
         check_is_fitted(self)

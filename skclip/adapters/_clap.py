@@ -187,13 +187,7 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train by stochastic gradient descent.
 
-        Parameters
-        ----------
-        %(X_fit)s
-        %(y_fit)s
-        %(weights_fit)s
-
-        %(self)s
+        %(fit)s
 
         Raises
         ------
@@ -258,12 +252,6 @@ class CLAPClassifier(LogitsMixin, SkclipBase):
     def logits(self, X: Any) -> NDArray:
         """``logit_scale * cos(x, W_k)``.
 
-        Parameters
-        ----------
-        %(X)s
-
-        Returns
-        -------
         %(logits)s
         """
         check_is_fitted(self)

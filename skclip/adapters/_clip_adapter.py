@@ -170,13 +170,7 @@ class CLIPAdapterClassifier(LogitsMixin, SkclipBase):
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train by stochastic gradient descent.
 
-        Parameters
-        ----------
-        %(X_fit)s
-        %(y_fit)s
-        %(weights_fit)s
-
-        %(self)s
+        %(fit)s
 
         Raises
         ------
@@ -211,12 +205,6 @@ class CLIPAdapterClassifier(LogitsMixin, SkclipBase):
     def logits(self, X: Any) -> NDArray:
         """``logit_scale * cos(x', t)``.
 
-        Parameters
-        ----------
-        %(X)s
-
-        Returns
-        -------
         %(logits)s
         """
         check_is_fitted(self)

@@ -240,13 +240,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Estimate means, shared covariance and, if asked, alpha.
 
-        Parameters
-        ----------
-        %(X_fit)s
-        %(y_fit)s
-        %(weights_fit)s
-
-        %(self)s
+        %(fit)s
 
         Raises
         ------
@@ -384,12 +378,6 @@ class GDAClassifier(LogitsMixin, SkclipBase):
     def logits(self, X: Any) -> NDArray:
         """Ensemble logits.
 
-        Parameters
-        ----------
-        %(X)s
-
-        Returns
-        -------
         %(logits)s
             With ``alpha=0`` the zero-shot logits unchanged.
         """

@@ -266,8 +266,6 @@ class FewShotInspector(LogitsMixin, SkclipBase):
     def kneighbors(self, X: Any = None, n_neighbors: int | None = None) -> tuple[NDArray, NDArray]:
         """The most similar exemplars, whatever their class.
 
-        Parameters
-        ----------
         %(kneighbors)s
         """
         check_is_fitted(self)

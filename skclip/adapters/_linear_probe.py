@@ -17,9 +17,11 @@ from skclip.adapters._held_out import Pictures, distinct_pictures, stratified_fo
 from skclip.adapters._lbfgs import minimise
 from skclip.adapters._softmax import Design, SoftmaxObjective, first_step, penalty_of
 from skclip.adapters._training import check_training
-from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
+from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
 from skclip.utils._classifier import LogitsMixin
+from skclip.utils._cosine import linear_logits
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import Interval, StrOptions, check_parameters
 
 # from strong to weak regularisation of unit rows
@@ -34,6 +36,7 @@ ONE_PICTURE_C = 1e4
 _PATH_TOL = 1e-3
 
 
+@fill_doc
 class LinearProbeClassifier(LogitsMixin, SkclipBase):
     """Multinomial logistic regression on image features: the baseline of every few-shot table.
 
@@ -63,8 +66,7 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
 
     Attributes
     ----------
-    classes_ : ndarray of shape (K,)
-        Labels of y, sorted.
+    %(classes_)s
     coef_ : ndarray of shape (K, d)
         Of unit rows. Sums to 0 over the classes; for two classes ``coef_[1] - coef_[0]`` is scikit-learn's vector.
     intercept_ : ndarray of shape (K,)
@@ -79,10 +81,8 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
         Iterations of the final fit.
     loss_curve_ : list of float
         The objective, divided by the sum of the weights, at the start and after each iteration.
-    n_features_in_ : int
-        d.
-    feature_names_in_ : ndarray of shape (d,)
-        Only where `fit` saw a data frame.
+    %(n_features_in_)s
+    %(feature_names_in_)s
 
     See Also
     --------
@@ -152,18 +152,7 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the coefficients, and choose C if asked.
 
-        Parameters
-        ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of any length, not modified.
-        y : array-like of shape (n,)
-            Labels, at least two different ones.
-        sample_weight : array-like of shape (n,), default=None
-            Weight of each picture; whole numbers are repeats.
-
-        Returns
-        -------
-        self : object
+        %(fit)s
 
         Raises
         ------
@@ -195,22 +184,10 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
     def logits(self, X: Any) -> NDArray:
         """``x coef^T + intercept`` of unit rows.
 
-        Parameters
-        ----------
-        X : array-like of shape (n, d) or (n, V, d)
-            Image features; of V views the first is read.
-
-        Returns
-        -------
-        ndarray of shape (n, K), float64
-            Columns in the order of `classes_`, also for two classes.
+        %(logits)s
         """
         check_is_fitted(self)
-        X = first_view(*check_features(self, X))
-        logits = np.empty((len(X), len(self.classes_)))
-        for part in row_batches(len(X), 8 * (len(self.classes_) + 3 * X.shape[1])):
-            logits[part] = unit_rows(X[part].astype(np.float64)) @ self.coef_.T + self.intercept_
-        return logits
+        return linear_logits(first_view(*check_features(self, X)), self.coef_, self.intercept_)
 
     def _weights(self, codes: NDArray, weights: NDArray | None) -> NDArray | None:
         """Weights of the pictures with the factors of their classes; None where all are 1."""

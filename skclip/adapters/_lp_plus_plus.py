@@ -181,13 +181,7 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train by gradient descent over all pictures at once.
 
-        Parameters
-        ----------
-        %(X_fit)s
-        %(y_fit)s
-        %(weights_fit)s
-
-        %(self)s
+        %(fit)s
 
         Raises
         ------
@@ -254,12 +248,6 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
     def logits(self, X: Any) -> NDArray:
         """Class scores, ``x . coef_k + intercept_k`` of unit rows x.
 
-        Parameters
-        ----------
-        %(X)s
-
-        Returns
-        -------
         %(logits)s
         """
         check_is_fitted(self)

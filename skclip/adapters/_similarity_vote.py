@@ -142,8 +142,6 @@ class SimilarityVoteClassifier(ClassifierMixin, SkclipBase):
     def kneighbors(self, X: Any = None, n_neighbors: int | None = None) -> tuple[NDArray, NDArray]:
         """The most similar labelled pictures.
 
-        Parameters
-        ----------
         %(kneighbors)s
         """
         check_is_fitted(self)

@@ -155,13 +155,7 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Keep the support pictures, measure their ranges and, if asked, choose the weights.
 
-        Parameters
-        ----------
-        %(X_fit)s
-        %(y_fit)s
-        %(weights_fit)s
-
-        %(self)s
+        %(fit)s
 
         Raises
         ------
@@ -184,12 +178,6 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
     def logits(self, X: Any) -> NDArray:
         """Zero-shot logits and the votes of the support.
 
-        Parameters
-        ----------
-        %(X)s
-
-        Returns
-        -------
         %(logits)s
             With ``alpha=0, gamma=0`` the zero-shot logits unchanged.
         """

@@ -167,13 +167,7 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fill the cache and, if asked, choose alpha and beta.
 
-        Parameters
-        ----------
-        %(X_fit)s
-        %(y_fit)s
-        %(weights_fit)s
-
-        %(self)s
+        %(fit)s
 
         Raises
         ------
@@ -246,12 +240,6 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
     def logits(self, X: Any) -> NDArray:
         """Zero-shot logits and weighted votes.
 
-        Parameters
-        ----------
-        %(X)s
-
-        Returns
-        -------
         %(logits)s
             With ``alpha=0`` the zero-shot logits unchanged.
         """

@@ -209,7 +209,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
         %(X_fit)s
         %(y_fit)s
         %(weights_fit)s
-            As a key and in the loss.
+            It counts as a key and in the loss.
 
         %(self)s
 
@@ -245,12 +245,6 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
     def logits(self, X: Any) -> NDArray:
         """Zero-shot logits and weighted votes.
 
-        Parameters
-        ----------
-        %(X)s
-
-        Returns
-        -------
         %(logits)s
             With ``alpha=0`` the zero-shot logits unchanged.
         """

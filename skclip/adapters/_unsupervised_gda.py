@@ -229,12 +229,6 @@ class UnsupervisedGDA(LogitsMixin, SkclipBase):
     def logits(self, X: Any) -> NDArray:
         """Ensemble logits.
 
-        Parameters
-        ----------
-        %(X)s
-
-        Returns
-        -------
         %(logits)s
             With ``alpha=0`` the zero-shot logits unchanged.
         """

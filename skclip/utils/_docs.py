@@ -83,6 +83,14 @@ sample_weight : array-like of shape (n,), default=None
 Returns
 -------
 self : object""",
+    "fit": """\
+Parameters
+----------
+%(X_fit)s
+%(y_fit)s
+%(weights_fit)s
+
+%(self)s""",
     "raises_fit": """\
 ValueError
     If y holds one class only or a label without prototype, widths of features and prototypes differ, every
@@ -98,10 +106,20 @@ SkclipWarning
     "X": f"""\
 X : {_FEATURES}
     Image features; of V views the first is read.""",
-    "logits": """\
+    "logits_array": """\
 ndarray of shape (n, K), float64
     Columns in the order of `classes_`, also for two classes.""",
+    "logits": """\
+Parameters
+----------
+%(X)s
+
+Returns
+-------
+%(logits_array)s""",
     "kneighbors": f"""\
+Parameters
+----------
 X : {_FEATURES}, default=None
     Image features; of V views the first is read. None: the rows of `fit`, none its own neighbour.
 n_neighbors : int, default=None
@@ -150,7 +168,8 @@ sample_weight : array-like of shape (n,), default=None
 def fill_doc(described: Described) -> Described:
     """Decorator that replaces placeholders in the docstring of a function, or of a class and its own methods.
 
-    A placeholder is a line ``%(name)s``; the block of that name in `BLOCKS` takes its place, as far indented.
+    A placeholder is a line ``%(name)s``; the block of that name in `BLOCKS` takes its place, as far indented. Blocks
+    may hold placeholders, too.
 
     Raises
     ------
@@ -178,7 +197,7 @@ def filled(text: str, name: str = "") -> str:
     def block(match: re.Match[str]) -> str:
         if match["name"] not in BLOCKS:
             raise ValueError(f"The docstring of {name} asks for an unknown block, {match['name']!r}.")
-        return indent(BLOCKS[match["name"]], match["indent"])
+        return indent(filled(BLOCKS[match["name"]], name), match["indent"])
 
     return _PLACEHOLDER.sub(block, text)
 
