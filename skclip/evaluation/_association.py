@@ -17,7 +17,7 @@ from skclip._media import PictureError, check_images, describe, read_picture
 from skclip.features import CLIPTextFeatures
 from skclip.metrics import cab_score, swap_rate
 from skclip.utils._arrays import check_features, first_view, take_rows, unit_rows
-from skclip.utils._base import SkclipBase
+from skclip.utils._base import SkclipBase, forget_fit
 from skclip.utils._names import check_name_list, rows_of_labels
 from skclip.utils._params import Interval, StrOptions, check_parameters
 
@@ -118,6 +118,7 @@ class ConceptAssociationProbe(SkclipBase):
     0.5
     """
 
+    _set_last = "offsets_"
     _parameter_constraints: dict[str, list[Any]] = {
         "object_attribute": [Mapping, None],
         "model": [str, None],
@@ -173,9 +174,9 @@ class ConceptAssociationProbe(SkclipBase):
             `debias` gets no pictures, or widths differ.
         """
         check_parameters(self)
+        forget_fit(self)
         self.objects_, self.attributes_, self.own_ = read_pairs(self.object_attribute, self.attributes)
         self.texts_ = fill_slots(self.objects_, self.attributes_, check_slots(self.templates))
-        self.__dict__.pop("n_features_in_", None)
         self.prototypes_ = None
         if self.scorer is None:
             self.prototypes_ = self._encoded()

@@ -35,6 +35,7 @@ from skclip.metrics import (
 )
 from skclip.metrics._checks import check_count, check_share
 from skclip.utils import SkclipWarning, get_logits
+from skclip.utils._base import forget_fit
 from skclip.utils._names import check_labels, rows_of_labels
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ class RobustnessReport:
         n_bins = check_count("n_bins", self.n_bins)
         y = check_labels(y)
         calibration, kept = self._split(y)
+        forget_fit(self)
         self.rows_: list[Row] = []
         self.reliability_: dict[tuple[str, str], Bunch] = {}
         temperatures: dict[str, float] = {}

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skclip._backbones import DEFAULT_MODEL, weights_digest
 from skclip._media import are_pictures, check_images
 from skclip.features import CLIPFeatures, CLIPTextFeatures
+from skclip.metrics._checks import check_count
 from skclip.retrieval._faiss import FLAT, build_index, index_of, index_to_bytes, remember_index, search_index
 from skclip.retrieval._folder import load_folder, save_folder
 from skclip.utils._arrays import check_features, first_view, unit_rows
@@ -234,8 +235,7 @@ class CLIPRetriever(SkclipBase):
             _ids(y, 0, len(X))
         rows = unit_rows(self._features(X))
         ids = _ids(y, self.n_samples_fit_, len(rows))
-        if (ids.dtype.kind in "US") != (self.ids_.dtype.kind in "US"):
-            raise TypeError(f"y holds {ids[0].item()!r}, but the ids so far are such as {self.ids_[0].item()!r}.")
+        _check_one_kind(self.ids_, ids)
         self._set_rows(np.concatenate([self.X_fit_, rows]), np.concatenate([self.ids_, ids]))
         return self
 
@@ -305,7 +305,7 @@ class CLIPRetriever(SkclipBase):
             Queries as in `kneighbors`.
         y : array-like of shape (n,)
             The id that each query should find, one of `ids_`: the row number where `fit` had no y. Where ids repeat,
-            as labels do, any row of that id counts.
+            as labels do, any row of that id counts; an id that no row has is never found.
         texts : sequence of n str, default=None
             Sentences, instead of X.
         k : int or sequence of int, default=(1, 5, 10)
@@ -315,6 +315,13 @@ class CLIPRetriever(SkclipBase):
         -------
         float, or ndarray of shape (len(k),) for a sequence
 
+        Raises
+        ------
+        ValueError
+            If k is no positive whole number, or as `kneighbors`.
+        TypeError
+            If y holds texts and the ids are numbers, or the other way round.
+
         See Also
         --------
         skclip.metrics.retrieval_recall : The same from a whole matrix of similarities.
@@ -323,9 +330,11 @@ class CLIPRetriever(SkclipBase):
             raise ValueError("recall_at_k needs queries: pictures or features as X, or texts=.")
         if y is None:
             raise ValueError("recall_at_k needs y, the id of the row that each query should find.")
+        check_is_fitted(self)
         wanted = check_labels(y)
-        sizes = np.atleast_1d(np.asarray(k))
-        indices = self.kneighbors(X, int(sizes.max()), False, texts=texts)
+        _check_one_kind(self.ids_, wanted)
+        sizes = [check_count("k", size) for size in np.atleast_1d(np.asarray(k)).tolist()]
+        indices = self.kneighbors(X, max(sizes), False, texts=texts)
         check_consistent_length(indices, wanted)
         found = self.ids_[indices] == wanted[:, None]
         recalls = np.array([found[:, :size].any(axis=1).mean() for size in sizes])
@@ -534,6 +543,12 @@ def _ids(y: ArrayLike | None, start: int, n: int) -> NDArray:
     if len(ids) != n:
         raise ValueError(f"X holds {n} rows and y {len(ids)} ids; every row needs one.")
     return ids
+
+
+def _check_one_kind(ids: NDArray, more: NDArray) -> None:
+    """TypeError where texts meet numbers, which are never equal."""
+    if (more.dtype.kind in "US") != (ids.dtype.kind in "US"):
+        raise TypeError(f"y holds {more[0].item()!r}, but the ids are such as {ids[0].item()!r}.")
 
 
 def _without_self(similarities: NDArray, indices: NDArray) -> tuple[NDArray, NDArray]:

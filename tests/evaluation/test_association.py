@@ -413,6 +413,14 @@ def test_pairs_are_whole_and_side_by_side():
     assert np.all(pictures[:, 15:] == 128)
 
 
+def test_a_fit_that_fails_leaves_a_probe_that_is_not_fitted():
+    probe = concept_probe(ConceptWorld(0.5)).fit().set_params(debias=True)
+    with pytest.raises(ValueError, match="pass them to fit"):
+        probe.fit()
+    with pytest.raises(NotFittedError):
+        probe.predict(np.eye(1), ["o0"])
+
+
 def test_pairs_of_other_shapes_keep_their_proportions():
     tall, wide = np.zeros((40, 10, 3), np.uint8), Image.new("RGB", (40, 10), (255, 0, 0))
     picture = compose_pairs([tall], [wide], size=40, background=(0, 255, 0))[0]

@@ -253,6 +253,15 @@ def test_missing_extras_are_named(fitted, monkeypatch):
         report.plot_accuracy()
 
 
+def test_an_evaluation_that_fails_leaves_no_mixture_of_two(fitted):
+    X, y = blobs(1)
+    report = RobustnessReport(fitted).evaluate(X, y, test_sets={"wide": blobs(2, 5.0)})
+    with pytest.raises(ValueError, match="unknown to the classifier"):
+        report.evaluate(X, y, test_sets={"other": (X, np.full(len(X), "zebra"))})
+    with pytest.raises(ValueError, match="call evaluate"):
+        report.to_frame()
+
+
 def test_bad_input(fitted, other):
     X, y = blobs(1)
     wide = blobs(2)

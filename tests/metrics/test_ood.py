@@ -54,7 +54,7 @@ def test_aupr_is_average_precision(decimals):
 def test_at_least_keeps_at_least(n, tpr):
     inside, outside = scores(n=n, seed=n)
     found = fpr_at_tpr(inside, outside, tpr=tpr)
-    threshold = np.quantile(inside, 1 - tpr, method="lower")
+    threshold = np.quantile(inside, round(1 - tpr, 12), method="lower")
     assert np.mean(inside >= threshold) >= tpr
     assert found == np.mean([score >= threshold for score in outside])
     # no more than one picture beyond what is needed
@@ -126,3 +126,9 @@ def test_bad_input():
         fpr_at_tpr(inside, outside, rule="nearest")
     with pytest.raises(ValueError, match="positive must be one of"):
         ood_aupr(inside, outside, positive="known")
+
+
+def test_a_share_that_is_a_whole_number_of_pictures_is_kept_exactly():
+    # of 101 scores the 0.1 quantile is the eleventh, although 100 * (1 - 0.9) is a little less than 10
+    inside = np.arange(101.0)
+    assert fpr_at_tpr(inside, [9.5, 10.5], tpr=0.9) == 0.5

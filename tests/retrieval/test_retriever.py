@@ -243,6 +243,16 @@ def test_recall_is_that_of_the_metric():
         retriever.recall_at_k(queries, wanted[:-1])
 
 
+def test_recall_of_what_cannot_be_looked_at():
+    retriever = CLIPRetriever().fit(np.eye(3), ["a", "b", "c"])
+    assert retriever.recall_at_k(np.eye(2, 3), ["a", "z"], k=1) == 0.5
+    with pytest.raises(TypeError, match="y holds 0, but the ids are such as 'a'"):
+        retriever.recall_at_k(np.eye(2, 3), [0, 1], k=1)
+    for k in (1.5, (1, 0)):
+        with pytest.raises(ValueError, match="k must be a positive whole number"):
+            retriever.recall_at_k(np.eye(2, 3), ["a", "b"], k=k)
+
+
 def test_models_are_compared_by_a_search(world):
     folds = PredefinedSplit(np.repeat([-1, 0], 120))
     search = GridSearchCV(CLIPRetriever(n_neighbors=1), {"model": [TINY, "skclip-tiny-rn"]}, cv=folds)
