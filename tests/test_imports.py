@@ -40,6 +40,38 @@ skclip.GDAClassifier().fit(np.eye(4), [0, 0, 1, 1]).predict(np.eye(4))"""
     assert loaded_after(statement) == brought
 
 
+def test_nothing_that_learns_without_a_gradient_needs_torch():
+    brought = loaded_after("import sklearn")
+    statement = """
+import numpy as np
+import skclip.adapters, skclip.ensemble, skclip.evaluation, skclip.metrics, skclip.plotting, skclip.retrieval
+from skclip.adapters import *
+rng = np.random.default_rng(0)
+names, y = np.array(["cat", "dog", "owl"]), np.repeat([0, 1, 2], 6)
+text = rng.normal(size=(3, 8))
+X = text[y] + 0.1 * rng.normal(size=(18, 8))
+zero_shot = skclip.ZeroShotClassifier(prototypes=text, classes=names)
+trained = {"CLAPClassifier", "CLIPAdapterClassifier", "TipAdapterFClassifier"}
+for name in sorted(set(skclip.adapters.__all__) - trained):
+    cls = getattr(skclip.adapters, name)
+    known = cls().get_params()
+    for text_side in [None, zero_shot] if "zero_shot" in known else [None]:
+        params = {"zero_shot": text_side, "text_weight": float(text_side is not None)}
+        searched = {key: "cv" for key in ("alpha", "beta", "gamma", "C") if isinstance(known.get(key), float)}
+        if name == "UnsupervisedGDA":
+            searched = {}
+        fitted = cls(**{key: value for key, value in (params | searched).items() if key in known}).fit(X, names[y])
+        assert fitted.predict(text).tolist() == names.tolist(), name
+agents = [("gda", GDAClassifier()), ("cache", TipAdapterClassifier(zero_shot))]
+ensemble = skclip.ensemble.TrustOrchestrator(agents, n_neighbors=3).fit(X, names[y])
+ensemble.explain(text)
+retriever = skclip.retrieval.CLIPRetriever().fit(X, names[y])
+skclip.retrieval.retrieve_support(retriever, zero_shot, 2)
+skclip.evaluation.RobustnessReport(ensemble.estimators_[0]).evaluate(X, names[y])
+skclip.metrics.get_scorer("neg_expected_calibration_error")(ensemble, X, names[y])"""
+    assert loaded_after(statement) == brought
+
+
 def test_import_is_quick():
     # within 0.3 s of scikit-learn, which `import skclip` does not even load
     code = "import time\nstart = time.perf_counter()\nimport skclip\nprint(time.perf_counter() - start)"
