@@ -277,7 +277,11 @@ def check_captions(captions: Any, n_pictures: int, n_features: int, text: ClassT
         raise ValueError(f"captions holds {n_captions} captions, but X {n_pictures} pictures; pass one caption each.")
     if _are_strings(captions):
         captions = caption_encoder(text).transform(captions)
-    rows = check_array(captions, dtype=FLOATS, input_name="captions")
+    rows = check_array(captions, dtype=FLOATS, input_name="captions", ensure_all_finite=False)
+    unknown = np.argwhere(~np.isfinite(rows))
+    if len(unknown):
+        row, column = unknown[0]
+        raise ValueError(f"captions[{row}, {column}] is {rows[row, column]}; every entry must be finite.")
     if rows.shape[1] != n_features:
         raise ValueError(
             f"captions holds rows of width {rows.shape[1]}, but X has {n_features} features; both must come from one "

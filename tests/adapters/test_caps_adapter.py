@@ -416,7 +416,7 @@ def test_views_share_a_caption():
     [
         (lambda C: C[:59], ValueError, "captions holds 59 captions, but X 60 pictures"),
         (lambda C: C[:, :9], ValueError, "width 9.*10 features"),
-        (lambda C: np.where(np.arange(600).reshape(60, 10) == 32, np.nan, C), ValueError, "captions contains NaN"),
+        (lambda C: np.where(np.arange(600).reshape(60, 10) == 32, np.nan, C), ValueError, r"captions\[3, 2\] is nan"),
         (lambda C: np.where((np.arange(60) == 3)[:, None], 0.0, C), ValueError, r"captions\[3\] is all zeros"),
         (lambda C: C[0], ValueError, "captions holds 10 captions, but X 60"),
     ],
