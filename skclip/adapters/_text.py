@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.utils import check_array
 
 from skclip.adapters._training import Training
-from skclip.utils._arrays import first_view, unit_rows
+from skclip.utils._arrays import check_prototypes, first_view, unit_rows
 from skclip.utils._base import SkclipWarning
 from skclip.utils._cosine import DEFAULT_LOGIT_SCALE, chance_message, cosine_logits, is_chance
 from skclip.utils._names import rows_of_labels
@@ -81,7 +80,7 @@ def resolve_text(
         source = "zero_shot"
     else:
         estimator = None
-        prototypes = check_array(zero_shot, dtype=[np.float64, np.float32], input_name="zero_shot")
+        prototypes = check_prototypes(zero_shot, "zero_shot")
         known, own_scale = np.arange(len(prototypes)), DEFAULT_LOGIT_SCALE
         source = "the rows of zero_shot"
         if classes is not None:

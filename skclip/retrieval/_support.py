@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from skclip.retrieval._retriever import CLIPRetriever
-from skclip.utils._arrays import unit_rows
+from skclip.utils._arrays import check_prototypes, unit_rows
 
 # of float32 cosines: what two encodings of one picture may differ by
 _SAME = 1.0 - 1e-6
@@ -87,7 +86,7 @@ def retrieve_support(
 
 def _prototypes(zero_shot: Any, retriever: CLIPRetriever) -> tuple[NDArray, NDArray]:
     if not hasattr(zero_shot, "fit"):
-        prototypes = check_array(zero_shot, dtype=[np.float64, np.float32], input_name="zero_shot")
+        prototypes = check_prototypes(zero_shot, "zero_shot")
         return np.arange(len(prototypes)), prototypes
     text = clone(zero_shot)
     if getattr(text, "model", "") is None and getattr(text, "prototypes", None) is None:

@@ -76,6 +76,15 @@ def first_view(X: NDArray, n_views: int) -> NDArray:
     return X if n_views == 1 else X[::n_views]
 
 
+def check_prototypes(prototypes: Any, name: str) -> NDArray:
+    """One row per class, (K, d), float32 or float64; ValueError naming the first without a direction."""
+    rows = check_array(prototypes, dtype=FLOATS, input_name=name)
+    zero = np.flatnonzero(~rows.any(axis=1))
+    if zero.size:
+        raise ValueError(f"{name}[{zero[0]}] is all zeros; a class needs a direction.")
+    return rows
+
+
 def check_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray | None:
     """Weights as float64 of shape (n,), or None; a number is the weight of every sample.
 

@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length
 
 from skclip._backbones import DEFAULT_MODEL, get_card, load_backbone, weights_digest
 from skclip.features import CLIPTextFeatures
 from skclip.templates._templates import SLOT, Descriptions, Templates, check_descriptions, fill_templates
-from skclip.utils._arrays import check_features, first_view, unit_rows
+from skclip.utils._arrays import check_features, check_prototypes, first_view, unit_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import DEFAULT_LOGIT_SCALE, chance_message, cosine_logits, is_chance
@@ -325,16 +324,13 @@ class ZeroShotClassifier(LogitsMixin, SkclipBase):
                 "Both prototypes and class text (class_names or descriptions) are given; pass one of them. "
                 "The labels of prototypes go into classes=."
             )
-        prototypes = check_array(self.prototypes, dtype=[np.float64, np.float32], input_name="prototypes")
+        prototypes = check_prototypes(self.prototypes, "prototypes")
         classes, order = align_prototypes(len(prototypes), self.classes)
         if labels is not None:
             source = (
                 "the prototypes, which carry 0..K-1 without classes=[labels]" if self.classes is None else "classes"
             )
             rows_of_labels(classes, np.unique(labels), source=source)
-        zero = np.flatnonzero(~prototypes.any(axis=1))
-        if zero.size:
-            raise ValueError(f"prototypes[{zero[0]}] is all zeros; a class needs a direction.")
         scale = DEFAULT_LOGIT_SCALE if self.logit_scale is None else float(self.logit_scale)
         return _Knowledge(classes, unit_rows(prototypes)[order].astype(np.float32), scale, None)
 

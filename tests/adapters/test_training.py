@@ -48,7 +48,7 @@ def test_a_first_fit_that_fails_leaves_an_estimator_that_is_not_fitted(position)
 def test_a_later_fit_that_fails_leaves_no_mixture_of_two_fits(position):
     estimator = list(with_text(TEXT))[position].fit(X, Y)
     np.testing.assert_array_equal(estimator.predict(TEXT), [0, 1, 2])
-    with pytest.raises(ValueError, match="labels can only be|width"):
+    with pytest.raises(ValueError, match=r"labels can only be|width"):
         estimator.fit(X[:, :-1], Y + 1)
     with pytest.raises(NotFittedError):
         estimator.predict(TEXT)
@@ -68,3 +68,10 @@ def test_a_fit_after_one_that_failed_is_as_good_as_the_first():
     with pytest.raises(ValueError, match="labels can only be"):
         estimator.fit(X, Y + 1)
     np.testing.assert_array_equal(estimator.fit(X, Y).logits(X), expected)
+
+
+@pytest.mark.parametrize("position", range(len(NAMES)), ids=NAMES)
+def test_prototypes_need_a_direction(position):
+    estimator = list(with_text(np.where(np.arange(3)[:, None] == 1, 0.0, TEXT)))[position]
+    with pytest.raises(ValueError, match=r"zero_shot\[1\] is all zeros"):
+        estimator.fit(X, Y)
