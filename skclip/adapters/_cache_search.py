@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from sklearn import get_config
 
 from skclip.adapters._cache import Cache, LeftOut, left_out_logits
 from skclip.adapters._held_out import Pictures, distinct_pictures
@@ -31,6 +30,8 @@ _CALIBRATION_SPREADS = (1e-2, 1e3)
 _WINDOW = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
 
 _MOST_HELD_OUT = 4096
+# of these pictures: 128 MiB, whatever the working memory, which must not change what is chosen
+_MOST_LOGITS = 2**24
 _MOST_ROUNDS = 4
 
 
@@ -127,8 +128,7 @@ class _HeldOutPictures(NamedTuple):
         # spread over the classes: the number of a key within its class first
         ranks = several - cache.starts()[cache.codes[several]]
         several = several[np.argsort(ranks, kind="stable")]
-        most = int(get_config()["working_memory"] * 2**20) // (64 * cache.n_classes)
-        chosen = several[: max(1, min(_MOST_HELD_OUT, most))]
+        chosen = several[: max(1, min(_MOST_HELD_OUT, _MOST_LOGITS // cache.n_classes))]
         queries = unit_rows(pictures.views[chosen, 0])
         return cls(queries, chosen, cache.codes[chosen], pictures.weights[chosen], cache)
 

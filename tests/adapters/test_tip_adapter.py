@@ -7,6 +7,7 @@ import joblib
 import numpy as np
 import pytest
 from scipy.special import softmax
+from sklearn import config_context
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -425,3 +426,12 @@ def test_skops_trusts_only_what_it_knows():
     unknown = io.get_untrusted_types(data=data)
     assert all(name.startswith("skclip.") for name in unknown)
     np.testing.assert_array_equal(io.loads(data, trusted=unknown).logits(X), clf.logits(X))
+
+
+def test_working_memory_does_not_change_what_is_chosen_without_text():
+    X, y, _ = small(spread=2.0)
+    clf = TipAdapterClassifier(alpha="cv", beta="cv").fit(X, y)
+    expected = clf.alpha_, clf.beta_
+    with config_context(working_memory=0.001):
+        clf.fit(X, y)
+    assert (clf.alpha_, clf.beta_) == pytest.approx(expected)
