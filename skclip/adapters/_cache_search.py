@@ -33,6 +33,8 @@ _MOST_HELD_OUT = 4096
 # of these pictures: 128 MiB, whatever the working memory, which must not change what is chosen
 _MOST_LOGITS = 2**24
 _MOST_ROUNDS = 4
+# pictures that tell how far logits spread
+_MOST_SPREAD = 256
 
 
 def cached_pictures(training: Training, n_classes: int) -> tuple[Pictures, Cache]:
@@ -143,20 +145,28 @@ class _HeldOutPictures(NamedTuple):
 
     def accuracy_with_text(self, betas: NDArray, alpha: float | None, text: ClassText) -> tuple[NDArray, NDArray]:
         """Weight of the pictures that text and cache get right, and the alphas: both (n_betas, n_alphas)."""
-        n_alphas = len(SPREADS) if alpha is None else 1
-        right, alphas = np.zeros((len(betas), n_alphas)), np.full((len(betas), n_alphas), alpha, dtype=np.float64)
+        alphas = np.outer(self._units(betas, text), SPREADS) if alpha is None else np.full((len(betas), 1), alpha)
+        right = np.zeros_like(alphas)
         for left_out in (self._own_key, next(self._rounds())):
             for part, blocks in left_out_logits(self.queries, left_out, self.cache, betas):
                 zero_shot = cosine_logits(self.queries[part], text.prototypes, text.logit_scale)
                 for i, block in enumerate(blocks):
-                    if np.isnan(alphas[i, 0]):
-                        alphas[i] = SPREADS * _unit(zero_shot, block)
                     logits = block.astype(zero_shot.dtype)
-                    for j in range(n_alphas):
+                    for j in range(alphas.shape[1]):
                         mixed = logits * zero_shot.dtype.type(alphas[i, j])
                         mixed += zero_shot
                         right[i, j] += self._right(mixed, part)
         return right, alphas
+
+    def _units(self, betas: NDArray, text: ClassText) -> NDArray:
+        """The alpha of each beta at which cache and text spread equally over the classes."""
+        queries = self.queries[:_MOST_SPREAD]
+        zero_shot = cosine_logits(queries, text.prototypes, text.logit_scale)
+        blocks = [
+            np.stack([np.asarray(logits) for logits in of_betas])
+            for _, of_betas in left_out_logits(queries, self._own_key, self.cache, betas)
+        ]
+        return np.array([_unit(zero_shot, logits) for logits in np.concatenate(blocks, axis=1)])
 
     def calibrated_alpha(self, beta: float) -> float:
         """The alpha of the best calibrated probabilities without text."""

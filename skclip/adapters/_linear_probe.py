@@ -126,6 +126,8 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
     (3, 3)
     """
 
+    _set_last = "n_iter_"
+
     _parameter_constraints: dict[str, list[Any]] = {
         "C": [Interval(Real, 0, None, closed="neither"), StrOptions({"cv"})],
         "class_weight": [dict, StrOptions({"balanced"}), None],
@@ -171,8 +173,6 @@ class LinearProbeClassifier(LogitsMixin, SkclipBase):
         X, codes, weights, n_views, _ = check_training(self, X, y, sample_weight)
         weights = self._weights(codes, weights)
         rows = unit_rows(X)
-        self.__dict__.pop("C_grid_", None)
-        self.__dict__.pop("held_out_loss_", None)
         self.C_ = float(self.C) if not isinstance(self.C, str) else self._search(rows, codes, weights, n_views)
 
         if n_views > 1:

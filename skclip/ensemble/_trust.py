@@ -135,7 +135,8 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
 
     Classes that an agent knows and y lacks are dropped from its answers, classes that it does not know get 0.
 
-    ``sample_weight`` goes to the agents, all of which must take it (other metadata through metadata routing). The
+    ``sample_weight`` goes to the agents, all of which must take it (other metadata through metadata routing); pictures
+    of weight 0 are still measured and still vote in the retriever: leave them out of X where that is not meant. The
     measures count every picture once.
 
     Cost: ``cv + 1`` fits of every agent that is not frozen. Pictures are encoded once as long as the feature store

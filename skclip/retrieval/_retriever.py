@@ -65,12 +65,12 @@ class CLIPRetriever(SkclipBase):
 
     Attributes
     ----------
-    X_fit_ : ndarray of shape (n_samples_fit_, d)
+    X_fit_ : ndarray of shape (m, d)
         Unit rows of the collection; a read-only memory map after `load`.
-    ids_ : ndarray of shape (n_samples_fit_,)
+    ids_ : ndarray of shape (m,)
         What y said of each row; 0, 1, 2, ... without y.
     n_samples_fit_ : int
-        Rows of the collection.
+        m, rows of the collection.
     model_ : str or None
         The model that encodes queries; None where it is not known.
     weights_digest_ : str or None

@@ -169,8 +169,8 @@ class ZeroShotClassifier(LogitsMixin, SkclipBase):
         Warns
         -----
         SkclipWarning
-            If the accuracy on the rows of X is no better than chance, as when features and text come from two
-            models.
+            If two classes have the same prototype, as two labels of one name have; if the accuracy on the rows of X
+            is no better than chance, as when features and text come from two models.
         """
         check_parameters(self)
         if not self._has_classes():
@@ -180,6 +180,7 @@ class ZeroShotClassifier(LogitsMixin, SkclipBase):
             )
         labels = None if y is None else self._check_y(y)
         knowledge = self._resolve(labels)
+        _warn_of_twins(knowledge)
         if X is not None:
             self._check_width(X, knowledge)
             rows, n_views = check_features(self, X, reset=True)
@@ -426,6 +427,20 @@ def align_prototypes(n_prototypes: int, classes: ArrayLike | None) -> tuple[NDAr
         twice = unique[np.unique(labels, return_counts=True)[1] > 1]
         raise ValueError(f"classes repeats {twice[:5].tolist()}; each prototype needs a label of its own.")
     return unique, order
+
+
+def _warn_of_twins(knowledge: _Knowledge) -> None:
+    """Warn of classes that text cannot tell apart, as where two labels share a name."""
+    _, first, group = np.unique(knowledge.prototypes, axis=0, return_index=True, return_inverse=True)
+    twins = np.flatnonzero(first[group.ravel()] != np.arange(len(group)))
+    if twins.size:
+        one, other = (knowledge.classes[k].item() for k in (first[group.ravel()[twins[0]]], twins[0]))
+        warnings.warn(
+            f"Classes {one!r} and {other!r} have the same prototype, so text cannot tell them apart ({twins.size} such "
+            "in all). Do their names differ?",
+            SkclipWarning,
+            stacklevel=3,
+        )
 
 
 def model_logit_scale(model: str) -> float:

@@ -435,6 +435,7 @@ def test_bundled_model_encodes_each_sentence_once(monkeypatch, empty_stores):
 
 
 @pytest.mark.realdata
+@pytest.mark.filterwarnings("ignore:Classes 264 and 474")  # two kinds of cardigan
 def test_imagenet_zero_shot_reaches_the_reference(realdata):
     with np.load(realdata / "clip-vit-b-32-openai" / "imagenet.npz") as data:
         text = sum(data[key] / np.linalg.norm(data[key], axis=1, keepdims=True) for key in ("text_a", "text_b"))
@@ -442,3 +443,11 @@ def test_imagenet_zero_shot_reaches_the_reference(realdata):
     shuffled = np.random.default_rng(0).permutation(1000)
     clf = ZeroShotClassifier(prototypes=text[shuffled], classes=shuffled).fit(X, y)
     assert_allclose(100 * clf.score(X, y), 61.05, atol=0.05)
+
+
+def test_classes_that_share_a_name_warn():
+    names = {0: "red circle", 1: "blue star", 2: "red circle"}
+    with pytest.warns(SkclipWarning, match=r"Classes 0 and 2 have the same prototype.* \(1 such in all\)"):
+        ZeroShotClassifier("skclip-tiny", class_names=names, templates="a photo of a {}").fit()
+    with pytest.warns(SkclipWarning, match="2 such in all"):
+        ZeroShotClassifier(prototypes=np.ones((3, 4))).fit()
