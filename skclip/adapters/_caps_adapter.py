@@ -223,7 +223,7 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
         support = Support.of(training, len(self.classes_), rows)
         self.captions_ = support.captions
         asked = Weights(self.alpha, self.beta, self.gamma, 0.0 if rows is None else self.delta)
-        self.delta_ = float(fit_support(self, support, self._signature(text), text, asked).delta)
+        self.delta_ = float(fit_support(self, training, support, self._signature(text), text, asked).delta)
         return self
 
     def logits(self, X: Any) -> NDArray:

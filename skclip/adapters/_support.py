@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from skclip.adapters._cache import Cache, affinity_votes, cache_logits, sum_votes
+from skclip.adapters._cache_search import search_alpha_beta
 from skclip.adapters._held_out import same_pictures
 from skclip.adapters._signatures import (
     Apart,
@@ -119,7 +120,12 @@ def blended_keys(images: NDArray, captions: NDArray | None, delta: float) -> NDA
 
 
 def fit_support(
-    estimator: Any, support: Support, signature: Signature | None, text: ClassText | None, asked: Weights
+    estimator: Any,
+    training: Training,
+    support: Support,
+    signature: Signature | None,
+    text: ClassText | None,
+    asked: Weights,
 ) -> Weights:
     """Set the fitted attributes that SuS-X and CapS-Adapter share; `signature` is None without a divergence term."""
     cache = support.cache
@@ -127,7 +133,22 @@ def fit_support(
     estimator.signature_sums_ = estimator.affinity_range_ = estimator.divergence_range_ = None
     if signature is not None:
         estimator.signature_sums_ = signature_sums(cache.keys, signature, cache.codes, cache.weights, cache.n_classes)
-    chosen = choose_weights(estimator, support, signature, text, asked) if "cv" in asked else asked
+    chosen = asked
+    if "cv" in asked[:2] and text is None and signature is None and support.captions is None:
+        # what is left is Tip-Adapter without text
+        alpha, beta = search_alpha_beta(
+            training,
+            estimator.classes_,
+            None,
+            alpha=asked.alpha,
+            beta=asked.beta,
+            normalize_values=False,
+            defaults=(DOCUMENTED.alpha, DOCUMENTED.beta),
+            stacklevel=4,
+        )
+        chosen = asked._replace(alpha=alpha, beta=beta)
+    elif "cv" in asked:
+        chosen = choose_weights(estimator, support, signature, text, asked)
     estimator.alpha_, estimator.beta_ = float(chosen.alpha), float(chosen.beta)
     estimator.gamma_ = 0.0 if signature is None else float(chosen.gamma)
     if signature is not None and estimator.rescale == "fit":

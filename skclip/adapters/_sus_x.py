@@ -96,7 +96,7 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
     1 to 256. The votes of the class that lacks a picture are scaled up to the whole class. Up to 4096 pictures are
     left out. Pictures that are alone in their class cannot be; where half of the classes or more have a single one,
     the number is 1. Either way there is one warning. What is left out comes from the support: generated pictures tell
-    little about which weights suit photographs. Without text, alpha is what fits probabilities best.
+    little about which weights suit photographs. Without text this is Tip-Adapter, and so is the search.
 
     All terms but the first are sums over pictures: the natural alpha and gamma fall with their number. Whole-number
     `sample_weight` means repeated pictures.
@@ -172,7 +172,7 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
         warn_if_guessing(training, text, stacklevel=3)
         support = Support.of(training, len(self.classes_))
         signature = None if text is None else text_signature(text.prototypes, self.temperature)
-        fit_support(self, support, signature, text, Weights(self.alpha, self.beta, self.gamma))
+        fit_support(self, training, support, signature, text, Weights(self.alpha, self.beta, self.gamma))
         return self
 
     def logits(self, X: Any) -> NDArray:

@@ -13,8 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import skclip.adapters
-from skclip.adapters import SuSXClassifier
+from skclip.adapters import SuSXClassifier, TipAdapterClassifier
 from skclip.adapters._signatures import Ranges, divergence_logits, divergence_sums, text_signature
 from skclip.adapters._support import BETAS
 from skclip.utils import SkclipWarning
@@ -31,7 +30,7 @@ def small(n=60, d=10, n_classes=4, seed=0, spread=1.0):
     return rng.normal(size=(n, d)) + means[y], y, means
 
 
-@pytest.mark.filterwarnings("ignore:.*leaves out pictures")
+@pytest.mark.filterwarnings("ignore:.*(leaves|holds) out pictures")
 @parametrize_with_checks([SuSXClassifier(), SuSXClassifier(**CV), SuSXClassifier(alpha=20.0, beta="cv")])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
@@ -71,11 +70,9 @@ def test_logits_are_the_formula(rescale, temperature):
 
 
 def test_without_signatures_it_is_tip_adapter():
-    if not hasattr(skclip.adapters, "TipAdapterClassifier"):
-        pytest.skip("no TipAdapterClassifier")
     X, y, text = small()
     for zero_shot in (text, None):
-        tip = skclip.adapters.TipAdapterClassifier(zero_shot, alpha=1.7, beta=3.0).fit(X, y)
+        tip = TipAdapterClassifier(zero_shot, alpha=1.7, beta=3.0).fit(X, y)
         clf = SuSXClassifier(zero_shot, alpha=1.7, beta=3.0, gamma=0.0).fit(X, y)
         np.testing.assert_allclose(clf.logits(X + 0.1), tip.logits(X + 0.1), rtol=1e-12)
 
@@ -314,12 +311,12 @@ def test_single_pictures_warn_once(text):
     X, y, prototypes = small()
     zero_shot = prototypes if text else None
     alone = (y > 0) | (np.cumsum(y == 0) == 1)
-    with pytest.warns(SkclipWarning, match="class 0 has a single one: it is not left out") as caught:
+    with pytest.warns(SkclipWarning, match="class 0 has a single one: it is not (left|held) out") as caught:
         clf = SuSXClassifier(zero_shot, **CV).fit(X[alone], y[alone])
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert np.isfinite(clf.logits(X)).all()
-    with pytest.warns(SkclipWarning, match="alpha is 1, beta is 1, gamma is 1") as caught:
+    with pytest.warns(SkclipWarning, match="alpha is 1, beta is 1") as caught:
         clf = SuSXClassifier(zero_shot, **CV).fit(X[:4], y[:4])
     assert len(caught) == 1
     assert (clf.alpha_, clf.beta_) == (1.0, 1.0)
@@ -411,3 +408,11 @@ def test_imagenet_four_shots(real_features):
     assert reached > zero_shot + 0.025
     assert reached > best - 0.005
     assert best > best_tip
+
+
+def test_without_text_the_search_is_that_of_tip_adapter():
+    X, y, _ = small()
+    clf = SuSXClassifier(alpha="cv", beta="cv", gamma="cv").fit(X, y)
+    tip = TipAdapterClassifier(alpha="cv", beta="cv").fit(X, y)
+    assert (clf.alpha_, clf.beta_, clf.gamma_) == (tip.alpha_, tip.beta_, 0.0)
+    np.testing.assert_allclose(clf.logits(X), tip.logits(X))
