@@ -20,7 +20,6 @@ import numpy as np
 import sklearn
 import torch
 from reproduce_few_shot import SHOTS, Draw, Task, evaluate, feature_tasks
-from sklearn.exceptions import ConvergenceWarning
 
 import skclip
 from skclip import CLIPFeatures, CLIPTextFeatures, ZeroShotClassifier
@@ -118,23 +117,26 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkclipWarning)  # one picture per class: nothing can be held out
-        warnings.simplefilter("ignore", ConvergenceWarning)
         for task in tasks(args.folder, args.seeds):
             rows += [row for row in evaluate(task) if "fit_seconds" in row]
-            print(f"{task.name}: done")
+            write(rows, args.seeds, args.out)
+            print(f"{task.name}: done", flush=True)
+
+
+def write(rows: list[dict[str, Any]], n_seeds: int, out: Path | None) -> None:
     note = (
-        f"Accuracy in % / expected calibration error in points (15 bins); the best accuracy of each set and column in "
-        f"bold. Generated sets: mean over {args.seeds} draws, model ``{MODEL}``; the others are features of OpenAI's "
-        f"CLIP ViT-B/32, one draw each. Times at the largest number of shots, {torch.get_num_threads()} threads, "
+        "Accuracy in % / expected calibration error in points (15 bins); the best accuracy of each set and column in "
+        f"bold. Generated sets: mean over {n_seeds} draws, model ``{MODEL}``; the others are features of OpenAI's CLIP "
+        f"ViT-B/32, one draw each. Times at the largest number of shots, {torch.get_num_threads()} thread(s), "
         f"{platform.machine()} {platform.system()}, skclip {skclip.__version__}, scikit-learn {sklearn.__version__}, "
         f"torch {torch.__version__}; ``python examples/adapter_table.py FEATURES``."
     )
     text = f"{rst_table(rows)}\n\n{note}\n"
-    if args.out is None:
+    if out is None:
         print(text)
     else:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
