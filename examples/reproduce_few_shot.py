@@ -148,6 +148,7 @@ def methods(text: ZeroShotClassifier | None, seed: int) -> dict[str, ClassifierM
         "TipAdapterFClassifier": TipAdapterFClassifier(text, alpha="cv", beta="cv", random_state=seed),
         "SuSXClassifier": SuSXClassifier(text, alpha="cv", beta="cv", gamma="cv"),
         "CapSAdapterClassifier": CapSAdapterClassifier(text, alpha="cv", beta="cv", gamma="cv", delta="cv"),
+        "LinearProbeClassifier, default C": LinearProbeClassifier(),
         "LinearProbeClassifier": LinearProbeClassifier("cv"),
         "LPPlusPlusClassifier": LPPlusPlusClassifier(text, random_state=seed),
         "CLAPClassifier": CLAPClassifier(text, random_state=seed),
