@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from skclip.metrics import expected_calibration_error
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.preprocessing import normalize
 
@@ -53,6 +52,7 @@ from skclip.adapters import (
     UnsupervisedGDA,
 )
 from skclip.datasets import few_shot_split
+from skclip.metrics import expected_calibration_error
 from skclip.utils import SkclipWarning
 
 SHOTS = (1, 2, 4, 8, 16)
