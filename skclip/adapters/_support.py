@@ -134,7 +134,7 @@ def fit_support(
     if signature is not None:
         estimator.signature_sums_ = signature_sums(cache.keys, signature, cache.codes, cache.weights, cache.n_classes)
     chosen = asked
-    if "cv" in asked[:2] and text is None and signature is None and support.captions is None:
+    if text is None and signature is None and support.captions is None:
         # what is left is Tip-Adapter without text
         alpha, beta = search_alpha_beta(
             training,

@@ -415,4 +415,6 @@ def test_without_text_the_search_is_that_of_tip_adapter():
     clf = SuSXClassifier(alpha="cv", beta="cv", gamma="cv").fit(X, y)
     tip = TipAdapterClassifier(alpha="cv", beta="cv").fit(X, y)
     assert (clf.alpha_, clf.beta_, clf.gamma_) == (tip.alpha_, tip.beta_, 0.0)
+    unread = SuSXClassifier(alpha=2.0, beta=3.0, gamma="cv").fit(X, y)
+    assert (unread.alpha_, unread.beta_, unread.gamma_) == (2.0, 3.0, 0.0)
     np.testing.assert_allclose(clf.logits(X), tip.logits(X))
