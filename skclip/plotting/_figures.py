@@ -10,9 +10,9 @@ from PIL import Image
 
 from skclip._media import read_picture
 
-# M. Okabe and K. Ito's palette, told apart with every kind of colour vision; yellow and black are left out
+# M. Okabe and K. Ito's palette, told apart with every kind of colour vision; yellow is left out
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1A1A1A")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT, WRONG = COLORS[0], COLORS[1]
 GRAY = "0.4"
 
