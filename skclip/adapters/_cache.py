@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from skclip.adapters._training import Training
 from skclip.utils._arrays import row_batches, unit_rows
 from skclip.utils._neighbors import tiles
+from skclip.utils._training import Training
 
 Votes = Callable[[slice, slice], NDArray]
 LeftOut = Callable[[slice], tuple[NDArray, NDArray]]

@@ -13,11 +13,11 @@ from scipy.special import logsumexp
 from skclip.adapters._cache import Cache, LeftOut, left_out_logits
 from skclip.adapters._held_out import Pictures, distinct_pictures
 from skclip.adapters._mixing import HeldOut, best_alpha
-from skclip.adapters._text import ClassText
-from skclip.adapters._training import Training
 from skclip.utils._arrays import unit_rows
 from skclip.utils._base import SkclipWarning
+from skclip.utils._class_text import ClassText
 from skclip.utils._cosine import cosine_logits
+from skclip.utils._training import Training
 
 # below 1 the votes are all but linear in the affinity, above 100 the nearest key decides
 BETAS = np.geomspace(1.0, 100.0, 13)

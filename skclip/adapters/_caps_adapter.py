@@ -13,14 +13,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from skclip.adapters._signatures import Signature, feature_signature, text_signature
 from skclip.adapters._support import Support, Weights, fit_support, support_logits
-from skclip.adapters._text import ClassText, fitted_text, set_text, warn_if_guessing
-from skclip.adapters._training import check_training
 from skclip.features import CLIPTextFeatures
 from skclip.utils._arrays import FLOATS, check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase
+from skclip.utils._class_text import ClassText, fitted_text, set_text, warn_if_guessing
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
+from skclip.utils._training import check_training
 
 # what a text-side estimator tells about how to encode captions
 _ENCODER_PARAMETERS = ("device", "precision", "batch_size", "store")

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from numbers import Real
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,30 +14,27 @@ from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.utils import check_array
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter
+from sklearn.utils.validation import check_is_fitted
 
-from skclip.adapters._covariance import (
+from skclip.adapters._held_out import Pictures, distinct_pictures, leave_one_out_scores, stratified_folds
+from skclip.adapters._mixing import HeldOut, alpha_of_spread, best_alpha, most_accurate_alpha
+from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
+from skclip.utils._base import SkclipBase, SkclipWarning
+from skclip.utils._class_text import ClassText, fitted_text, names_misplaced, set_text, warn_if_guessing
+from skclip.utils._classifier import LogitsMixin
+from skclip.utils._cosine import cosine_logits
+from skclip.utils._covariance import (
     SharedGaussian,
-    empirical_covariance,
     invert,
     ks_covariance,
     ks_intensity,
-    ledoit_wolf_covariance,
-    oas_covariance,
-    pseudo_invert,
 )
-from skclip.adapters._held_out import Pictures, distinct_pictures, leave_one_out_scores, stratified_folds
-from skclip.adapters._mixing import HeldOut, alpha_of_spread, best_alpha, most_accurate_alpha
-from skclip.adapters._moments import ClassMoments, unit_blocks
-from skclip.adapters._text import ClassText, fitted_text, names_misplaced, set_text, warn_if_guessing
-from skclip.adapters._training import check_chunk, check_training
-from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
-from skclip.utils._base import SkclipBase, SkclipWarning
-from skclip.utils._classifier import LogitsMixin
-from skclip.utils._cosine import cosine_logits
 from skclip.utils._docs import fill_doc
+from skclip.utils._moments import ClassMoments
 from skclip.utils._names import ClassNames
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
+from skclip.utils._shared_gaussian import Rows, class_moments, per_view, product_type, shared_gaussian
+from skclip.utils._training import check_chunk, check_training
 
 # from text alone to discriminant analysis alone; the paper searches 1e-4 to 1e2
 ALPHA_BOUNDS = (1e-4, 1e4)
@@ -54,14 +51,6 @@ _N_COPIES = 16
 
 # covariances that are functions of the class moments, so that chunks of rows suffice
 _OF_MOMENTS = ("ks", "empirical", "oas")
-
-
-class _Rows(NamedTuple):
-    """Training rows as the moments saw them."""
-
-    X: NDArray  # (n, d)
-    codes: NDArray  # (n,)
-    weights: NDArray | None  # (n,)
 
 
 def _is_additive(estimator: GDAClassifier) -> bool:
@@ -256,8 +245,8 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         warn_if_guessing(training, set_text(self), stacklevel=3)
 
         X, codes, weights, n_views, _ = training
-        rows = _Rows(X, *_per_view(codes, weights, n_views))
-        moments = _moments_of(self.covariance, rows, len(self.classes_))
+        rows = Rows(X, *per_view(codes, weights, n_views))
+        moments = class_moments(self.covariance, rows, len(self.classes_))
         self._set_model(moments, shared_gaussian(self.covariance, moments, rows))
         if self.alpha == "cv":
             self.alpha_ = self._search_alpha(X, codes, weights, n_views, moments.inflation)
@@ -310,7 +299,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         else:
             state: dict[str, Any] = {name: np.copy(value)[()] for name, value in self.moments_.items()}
             moments = ClassMoments(**state)
-        moments.add(X, *_per_view(codes, weights, n_views), dtype=_product_type(self.covariance, X))
+        moments.add(X, *per_view(codes, weights, n_views), dtype=product_type(self.covariance, X))
         self._set_model(moments, shared_gaussian(self.covariance, moments, None))
         self.__dict__.pop("X_fit_", None)
         return self
@@ -551,59 +540,6 @@ def check_priors(priors: str | ArrayLike, counts: NDArray) -> NDArray:
     return np.where(counts > 0, given, 0.0)
 
 
-def shared_gaussian(covariance: Any, moments: ClassMoments, rows: _Rows | None) -> SharedGaussian:
-    """Covariance of the rows centred by class, and its inverse.
-
-    Parameters
-    ----------
-    covariance : str or estimator
-    moments : ClassMoments
-        Of all rows.
-    rows : _Rows or None
-        The rows themselves; not needed where `covariance` is a function of the moments.
-    """
-    n_samples = moments.n_samples
-    scatter, centres, is_total = moments.noise()
-    if np.trace(scatter) <= 100.0 * moments.resolution * n_samples:
-        # all rows are equal: every precision gives every class the same score
-        return invert(np.eye(len(scatter)))
-    if not isinstance(covariance, str):
-        assert rows is not None
-        return pseudo_invert(_fitted_covariance(covariance, rows, centres, moments.inflation))
-    if covariance == "ks":
-        return invert(ks_covariance(scatter, n_samples))
-    if covariance == "oas":
-        return invert(oas_covariance(scatter, n_samples))
-    if covariance == "ledoit_wolf":
-        assert rows is not None
-        fourth = moments.inflation * _fourth_moment(rows, centres)
-        return pseudo_invert(ledoit_wolf_covariance(scatter, n_samples, fourth))
-    if covariance == "pooled" and not is_total:
-        assert rows is not None
-        return pseudo_invert(pooled_covariance(rows, moments.counts * moments.inflation, moments.inflation))
-    return pseudo_invert(empirical_covariance(scatter, n_samples))
-
-
-def pooled_covariance(rows: _Rows, counts: NDArray, inflation: float = 1.0) -> NDArray:
-    """Mean over the classes with at least two rows of their covariances, divisor ``n_k - 1``.
-
-    Parameters
-    ----------
-    rows : _Rows
-    counts : ndarray of shape (K,)
-        n_k, `inflation` included.
-    inflation : float
-        Factor of the weights.
-    """
-    several = counts > 1.0
-    kept = several[rows.codes]
-    weights = np.ones(len(rows.codes)) if rows.weights is None else rows.weights
-    weights = inflation * weights[kept] / (counts[rows.codes[kept]] - 1.0)
-    moments = ClassMoments.empty(len(counts), rows.X.shape[1])
-    moments.add(rows.X[kept], rows.codes[kept], weights, dtype=np.float64)
-    return moments.raw_within() / several.sum()
-
-
 def fold_scores(
     pictures: Pictures, log_priors: NDArray, covariance: Any, n_folds: int
 ) -> Iterator[tuple[NDArray, NDArray]]:
@@ -611,8 +547,8 @@ def fold_scores(
     folds = stratified_folds(pictures.codes, n_folds)
     for fold in range(n_folds):
         held_out = np.flatnonzero(folds == fold)
-        rows = _Rows(*pictures.take(folds != fold).flat())
-        moments = _moments_of(covariance, rows, len(log_priors))
+        rows = Rows(*pictures.take(folds != fold).flat())
+        moments = class_moments(covariance, rows, len(log_priors))
         gaussian = shared_gaussian(covariance, moments, rows)
         weights = gda_weights(moments.means(), gaussian.precision, log_priors)
         yield gda_scores(pictures.views[held_out, 0].astype(np.float64), *weights), held_out
@@ -651,49 +587,3 @@ def new_class_model(rows: NDArray, prototypes: NDArray) -> tuple[NDArray, NDArra
         centred = neighbors - prototype
         precision += invert(ks_covariance(centred.T @ centred, n_neighbors)).precision
     return means, precision / len(prototypes), rho
-
-
-def _per_view(codes: NDArray, weights: NDArray | None, n_views: int) -> tuple[NDArray, NDArray | None]:
-    if n_views == 1:
-        return codes, weights
-    return np.repeat(codes, n_views), None if weights is None else np.repeat(weights, n_views)
-
-
-def _product_type(covariance: Any, X: NDArray) -> Any:
-    """Shrinkage hides the rounding of float32 products; a pseudo-inverse would invert it."""
-    return X.dtype if isinstance(covariance, str) and covariance in ("ks", "oas") else np.float64
-
-
-def _moments_of(covariance: Any, rows: _Rows, n_classes: int) -> ClassMoments:
-    moments = ClassMoments.empty(n_classes, rows.X.shape[1])
-    moments.add(rows.X, rows.codes, rows.weights, dtype=_product_type(covariance, rows.X))
-    return moments
-
-
-def _fourth_moment(rows: _Rows, centres: NDArray) -> float:
-    """Weighted sum of the fourth powers of the lengths of the centred rows."""
-    fourth = 0.0
-    for block, part in unit_blocks(rows.X, np.float64):
-        block -= centres[rows.codes[part]]
-        powers = np.square(np.einsum("nd,nd->n", block, block))
-        fourth += float(powers.sum() if rows.weights is None else powers @ rows.weights[part])
-    return fourth
-
-
-def _fitted_covariance(estimator: Any, rows: _Rows, centres: NDArray, inflation: float) -> NDArray:
-    """``covariance_`` of a clone of `estimator`, fitted to the centred rows."""
-    centred = unit_rows(rows.X.astype(np.float64)) - centres[rows.codes]
-    fit_params: dict[str, NDArray] = {}
-    if rows.weights is not None:
-        weights = rows.weights * inflation
-        if has_fit_parameter(estimator, "sample_weight"):
-            fit_params["sample_weight"] = weights
-        elif np.array_equal(weights, np.floor(weights)):
-            centred = np.repeat(centred, weights.astype(np.intp), axis=0)
-        else:
-            raise ValueError(
-                f"covariance={estimator!r} takes no sample_weight; pass whole numbers, which are repeats, or "
-                "another covariance."
-            )
-    fitted = clone(estimator).fit(centred, **fit_params)
-    return np.asarray(fitted.covariance_, dtype=np.float64)

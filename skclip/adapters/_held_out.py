@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from skclip.adapters._covariance import ks_intensity
-from skclip.adapters._moments import ClassMoments
 from skclip.utils._arrays import row_batches
+from skclip.utils._covariance import ks_intensity
+from skclip.utils._moments import ClassMoments
 
 # share of the variance of all pictures that lies within classes, where no class has two pictures that could
 # tell

@@ -12,14 +12,14 @@ from scipy.special import gammaln, logit, softmax
 from sklearn.utils.validation import check_is_fitted
 
 from skclip.adapters._similarity_vote import nearest_rows, picture_rows
-from skclip.adapters._text import set_unscaled_text
-from skclip.adapters._training import check_target, check_training
 from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase
+from skclip.utils._class_text import set_unscaled_text
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, check_parameters
+from skclip.utils._training import check_target, check_training
 
 
 class _Segment(NamedTuple):

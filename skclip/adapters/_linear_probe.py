@@ -16,13 +16,13 @@ from sklearn.utils.validation import check_is_fitted
 from skclip.adapters._held_out import Pictures, distinct_pictures, stratified_folds
 from skclip.adapters._lbfgs import minimise
 from skclip.adapters._softmax import Design, SoftmaxObjective, first_step, penalty_of
-from skclip.adapters._training import check_training
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase, SkclipWarning
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import linear_logits
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import Interval, StrOptions, check_parameters
+from skclip.utils._training import check_training
 
 # from strong to weak regularisation of unit rows
 GRID = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)

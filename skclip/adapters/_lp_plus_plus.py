@@ -12,15 +12,15 @@ from scipy.linalg import eigh
 from sklearn.utils.validation import check_is_fitted
 
 from skclip.adapters._gradient import Pictures, pictures_to_train_on
-from skclip.adapters._moments import class_sums
-from skclip.adapters._text import set_unscaled_text, warn_if_guessing
-from skclip.adapters._training import check_training
 from skclip.utils._arrays import check_features, first_view
 from skclip.utils._base import SkclipBase
+from skclip.utils._class_text import set_unscaled_text, warn_if_guessing
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import linear_logits
 from skclip.utils._docs import fill_doc
+from skclip.utils._moments import class_sums
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
+from skclip.utils._training import check_training
 
 # of the intercept, counted as a feature, relative to the strongest direction of the pictures
 _INTERCEPT_POWER = 0.1

@@ -9,11 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from skclip.adapters._gradient import Pictures, pictures_to_train_on
 from skclip.adapters._held_out import distinct_pictures
-from skclip.adapters._moments import class_sums
-from skclip.adapters._text import set_text, warn_if_guessing
-from skclip.adapters._training import check_training
 from skclip.utils._arrays import unit_rows
+from skclip.utils._class_text import set_text, warn_if_guessing
 from skclip.utils._cosine import DEFAULT_LOGIT_SCALE
+from skclip.utils._moments import class_sums
+from skclip.utils._training import check_training
 
 
 class Lesson(NamedTuple):

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from skclip.adapters._moments import class_sums
 from skclip.utils._arrays import row_batches
+from skclip.utils._moments import class_sums
 from skclip.utils._neighbors import tiles
 
 # logarithms of the signatures of unit rows, (n, d) -> (n, C)

@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from skclip.adapters._training import Training, check_training
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase
 from skclip.utils._docs import fill_doc
 from skclip.utils._neighbors import most_similar
 from skclip.utils._params import Interval, check_parameters
+from skclip.utils._training import Training, check_training
 
 
 @fill_doc

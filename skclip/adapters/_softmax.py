@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from sklearn.utils import gen_batches
 
-from skclip.adapters._moments import class_sums
+from skclip.utils._moments import class_sums
 
 # entries of a block of logits that stays in a processor's own cache
 _BLOCK_ENTRIES = 2**17

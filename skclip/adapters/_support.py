@@ -24,12 +24,12 @@ from skclip.adapters._signatures import (
     signature_sums,
     spread_out,
 )
-from skclip.adapters._text import ClassText, fitted_text
 from skclip.adapters._tip_adapter import fitted_cache, set_cache
-from skclip.adapters._training import Training
 from skclip.utils._arrays import row_batches, unit_rows
 from skclip.utils._base import SkclipWarning
+from skclip.utils._class_text import ClassText, fitted_text
 from skclip.utils._cosine import cosine_logits
+from skclip.utils._training import Training
 
 # what "cv" tries
 BETAS = np.geomspace(1.0, 256.0, 9)

@@ -10,13 +10,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from skclip.adapters._signatures import text_signature
 from skclip.adapters._support import Support, Weights, fit_support, support_logits
-from skclip.adapters._text import set_text, warn_if_guessing
-from skclip.adapters._training import check_training
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase
+from skclip.utils._class_text import set_text, warn_if_guessing
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
+from skclip.utils._training import check_training
 
 
 @fill_doc

@@ -12,14 +12,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from skclip.adapters._cache import Cache, cache_logits
 from skclip.adapters._cache_search import search_alpha_beta
-from skclip.adapters._text import fitted_text, set_text, warn_if_guessing
-from skclip.adapters._training import check_chunk, check_training
 from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase
+from skclip.utils._class_text import fitted_text, set_text, warn_if_guessing
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
+from skclip.utils._training import check_chunk, check_training
 
 # what the paper settles on, 16 pictures per class of ImageNet
 DEFAULTS = ALPHA, BETA = 1.0, 5.5

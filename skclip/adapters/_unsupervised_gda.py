@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from skclip.adapters._covariance import SharedGaussian
-from skclip.adapters._gda import gda_weights, mixed_logits, precision_factor, shared_gaussian
-from skclip.adapters._moments import ClassMoments
-from skclip.adapters._text import ClassText, fitted_text, resolve_text, set_fitted_text
-from skclip.adapters._training import check_training
+from skclip.adapters._gda import gda_weights, mixed_logits, precision_factor
 from skclip.utils._arrays import check_features, check_weights, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipBase, forget_fit
+from skclip.utils._class_text import ClassText, fitted_text, resolve_text, set_fitted_text
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
+from skclip.utils._covariance import SharedGaussian
 from skclip.utils._docs import fill_doc
+from skclip.utils._moments import ClassMoments
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
+from skclip.utils._shared_gaussian import shared_gaussian
+from skclip.utils._training import check_training
 
 # logits of rows: (unit rows, rows about the centre, their place in X) -> (n, K)
 _Logits = Callable[[NDArray, NDArray, slice], NDArray]

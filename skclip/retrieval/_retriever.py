@@ -16,10 +16,10 @@ from skclip._backbones import DEFAULT_MODEL, weights_digest
 from skclip._media import are_pictures, check_images
 from skclip.features import CLIPFeatures, CLIPTextFeatures
 from skclip.metrics._checks import check_count
-from skclip.retrieval._faiss import FLAT, build_index, index_of, index_to_bytes, remember_index, search_index
 from skclip.retrieval._folder import load_folder, save_folder
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase, forget_fit
+from skclip.utils._faiss import FLAT, build_index, index_of, index_to_bytes, remember_index, search_index
 from skclip.utils._names import check_labels
 from skclip.utils._neighbors import most_similar
 from skclip.utils._params import Interval, StrOptions, check_parameters

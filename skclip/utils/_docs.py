@@ -69,6 +69,46 @@ n_features_in_ : int
     "feature_names_in_": """\
 feature_names_in_ : ndarray of shape (d,)
     Only where `fit` saw a data frame.""",
+    # detectors
+    "classifier": """\
+classifier : classifier or array-like of shape (K, d), default=None
+    Whose logits are read: any of this package or scikit-learn's, also a `Pipeline` or a `CLIPClassifier` on pictures;
+    cloned and fitted, and kept as it is in a `FrozenEstimator`. An array holds one prototype per class, cosines with
+    which are multiplied by 100. None is `LinearProbeClassifier`.""",
+    "contamination": """\
+contamination : float, default=0.05
+    Share of in-distribution pictures that the threshold refuses, in (0, 0.5]; 0.05 keeps 95 percent of them.""",
+    "calibration": """\
+calibration : {"in_sample", "cv"} or array-like, default="in_sample"
+    Pictures whose scores set the threshold: those of `fit`; those of `fit`, each scored by a detector fitted without
+    its fold (five folds, or as many as the smallest class has pictures), which costs as many more fits and is honest
+    where the score knows its training pictures; or in-distribution pictures of their own, as X of `fit`.""",
+    "classifier_": """\
+classifier_ : classifier
+    The fitted clone of `classifier`.""",
+    "classes_of_classifier": """\
+classes_ : ndarray of shape (K,)
+    Those of `classifier_`.""",
+    "classes_known": """\
+classes_ : ndarray of shape (K,) or None
+    Labels of y, sorted; None without y.""",
+    "offset_": """\
+offset_ : float
+    The threshold: the `contamination` quantile of the scores of the `calibration` pictures.""",
+    "fit_detector": """\
+Parameters
+----------
+X : array-like of shape (n, d) or (n, V, d), or what the classifier takes
+    In-distribution pictures.
+y : array-like of shape (n,), default=None
+    Their labels, where the score needs them.
+
+%(self)s
+
+Raises
+------
+ValueError
+    If a parameter, X or y does not fit, or a score is not finite.""",
     # fit
     "X_fit": f"""\
 X : {_FEATURES}

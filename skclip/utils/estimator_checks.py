@@ -28,14 +28,15 @@ from unittest import SkipTest
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-__all__ = ["check_raw_estimator", "parametrize_with_raw_checks", "raw_checks"]
+__all__ = ["NearestMeanClassifier", "check_raw_estimator", "parametrize_with_raw_checks", "raw_checks"]
 
 Check = Callable[[Any], None]
 
@@ -557,3 +558,28 @@ def _set_device(estimator: Any, device: str) -> None:
     for name, value in vars(estimator).items():
         if name.endswith("_") and isinstance(value, BaseEstimator):
             _set_device(value, device)
+
+
+class NearestMeanClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier with linear logits for checks of what is built on one: scikit-learn's give outlier detectors no
+    labels, and without labels this one tells the halves of its training rows apart."""
+
+    def fit(self, X: Any, y: Any = None) -> NearestMeanClassifier:
+        X = validate_data(self, X, dtype=np.float64)
+        labels = X[:, 0] > np.median(X[:, 0]) if y is None else np.asarray(y)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        self.means_ = np.stack([X[codes == k].mean(axis=0) for k in range(len(self.classes_))])
+        return self
+
+    def logits(self, X: Any) -> NDArray:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        return X @ self.means_.T - 0.5 * np.square(self.means_).sum(axis=1)
+
+    def predict(self, X: Any) -> NDArray:
+        return self.classes_[self.logits(X).argmax(axis=1)]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = False
+        return tags

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
@@ -81,21 +79,3 @@ def sketches():
         y_test=test.target,
         text=text.fit(),
     )
-
-
-@pytest.fixture(scope="session")
-def real_features(realdata):
-    """``real_features(name) -> dict of arrays``, float32, of a set of ``clip-vit-b-32-openai``; ImageNet has ``text``,
-    the normalised sum of its two text classifiers."""
-
-    def load(name: str, folder: str = "clip-vit-b-32-openai") -> dict[str, np.ndarray]:
-        path = Path(realdata) / folder / f"{name}.npz"
-        if not path.is_file():
-            pytest.skip(f"no {path.name}")
-        with np.load(path) as arrays:
-            data = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
-        if "text_a" in data:
-            data["text"] = unit_rows(unit_rows(data["text_a"]) + unit_rows(data["text_b"]))
-        return data
-
-    return load

@@ -7,8 +7,8 @@ import pytest
 from sklearn import config_context
 
 from skclip.adapters._cache import Cache, affinity_votes, cache_logits, left_out_logits, sum_votes
-from skclip.adapters._training import Training
 from skclip.utils._arrays import unit_rows
+from skclip.utils._training import Training
 
 
 def rows_of(n, d=8, seed=0, dtype=np.float64):

@@ -6,7 +6,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.utils.validation import check_random_state
 
 from skclip.adapters._gradient import Pictures, Recipe, minimise_cross_entropy
-from skclip.adapters._training import Training
+from skclip.utils._training import Training
 
 torch = pytest.importorskip("torch")
 

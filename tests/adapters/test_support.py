@@ -5,9 +5,9 @@ import pytest
 
 from skclip.adapters._signatures import divergences, text_signature
 from skclip.adapters._support import Support, _Evidence, best_mixture, blended_keys
-from skclip.adapters._text import ClassText
-from skclip.adapters._training import Training
 from skclip.utils._arrays import unit_rows
+from skclip.utils._class_text import ClassText
+from skclip.utils._training import Training
 
 
 def training(n=24, d=6, n_classes=4, seed=0, weights=None, n_views=1):

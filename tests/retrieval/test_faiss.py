@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skclip.retrieval import CLIPRetriever, _faiss
+from skclip.retrieval import CLIPRetriever
+from skclip.utils import _faiss
 
 
 def rows(n, d=16, seed=0):

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from skclip.adapters._training import Training
 from skclip.utils._arrays import check_prototypes, first_view, unit_rows
 from skclip.utils._base import SkclipWarning
 from skclip.utils._cosine import DEFAULT_LOGIT_SCALE, chance_message, cosine_logits, is_chance
 from skclip.utils._names import rows_of_labels
+from skclip.utils._training import Training
 
 # the warning about guessing needs a sample, not every row
 _MOST_CHECKED = 2000

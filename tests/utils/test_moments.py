@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from skclip.adapters import _moments
-from skclip.adapters._moments import ClassMoments, class_sums
+from skclip.utils import _moments
 from skclip.utils._arrays import unit_rows
+from skclip.utils._moments import ClassMoments, class_sums
 
 
 def rows_and_codes(n=200, d=7, n_classes=5, seed=0):

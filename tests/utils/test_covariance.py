@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.covariance import ledoit_wolf, oas
 
-from skclip.adapters import _covariance
-from skclip.adapters._covariance import (
+from skclip.utils import _covariance
+from skclip.utils._covariance import (
     invert,
     ks_covariance,
     ks_intensity,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from skclip.adapters._text import names_misplaced
 from skclip.utils._arrays import unit_rows
+from skclip.utils._class_text import names_misplaced
 
 
 def _world(noise, turned, seed=0, n_classes=60, d=32):
@@ -23,16 +23,16 @@ def test_turned_pictures_are_told_from_noisy_and_from_fitting_ones(seed):
 
 
 def test_leaving_a_class_out_is_exact():
-    from skclip.adapters import _text
+    from skclip.utils import _class_text
 
     pictures, names = _world(0.2, turned=True, n_classes=12, d=8)
     centred = pictures - pictures.mean(axis=0)
     unit = unit_rows(names - names.mean(axis=0))
     right = np.zeros(12, dtype=bool)
-    everyone = np.linalg.solve(unit.T @ unit + _text._RIDGE * np.eye(8), unit.T @ centred)
+    everyone = np.linalg.solve(unit.T @ unit + _class_text._RIDGE * np.eye(8), unit.T @ centred)
     for k in range(12):
         others = np.arange(12) != k
-        gram = unit[others].T @ unit[others] + _text._RIDGE * np.eye(8)
+        gram = unit[others].T @ unit[others] + _class_text._RIDGE * np.eye(8)
         prediction = unit[k] @ np.linalg.solve(gram, unit[others].T @ centred[others])
         own = unit_rows(prediction[None])[0] @ unit_rows(centred[k : k + 1])[0]
         right[k] = own > (unit_rows(unit[others] @ everyone) @ unit_rows(centred[k : k + 1])[0]).max()
