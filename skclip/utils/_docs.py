@@ -83,6 +83,10 @@ calibration : {"in_sample", "cv"} or array-like, default="in_sample"
     Pictures whose scores set the threshold: those of `fit`; those of `fit`, each scored by a detector fitted without
     its fold (five folds, or as many as the smallest class has pictures), which costs as many more fits and is honest
     where the score knows its training pictures; or in-distribution pictures of their own, as X of `fit`.""",
+    "device_of_scores": """\
+device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="cpu"
+    Where scores are computed: "cpu" with NumPy, others with torch. "auto" is an accelerator where there is one, else
+    NumPy. A detector fitted for a device that the machine lacks warns once and uses NumPy.""",
     "classifier_": """\
 classifier_ : classifier
     The fitted clone of `classifier`.""",
