@@ -7,7 +7,7 @@ in blocks, and chunks add up to the same model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -86,6 +86,10 @@ class ClassMoments:
         self.counts += np.bincount(codes, weights=weights, minlength=len(self.counts))
         self.weight += float(len(X) if weights is None else weights.sum())
         self.squared_weight += float(len(X) if weights is None else np.square(weights).sum())
+
+    def merged(self) -> ClassMoments:
+        """Moments of the same rows as one class; shares its arrays with these."""
+        return replace(self, counts=self.counts.sum(keepdims=True), sums=self.sums.sum(axis=0, keepdims=True))
 
     @property
     def inflation(self) -> float:

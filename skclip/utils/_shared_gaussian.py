@@ -13,7 +13,6 @@ from skclip.utils._arrays import unit_rows
 from skclip.utils._covariance import (
     SharedGaussian,
     empirical_covariance,
-    invert,
     ks_covariance,
     ledoit_wolf_covariance,
     oas_covariance,
@@ -43,7 +42,12 @@ def class_moments(covariance: Any, rows: Rows, n_classes: int) -> ClassMoments:
 
 
 def shared_gaussian(covariance: Any, moments: ClassMoments, rows: Rows | None) -> SharedGaussian:
-    """Covariance of the rows centred by class, and its inverse.
+    """`shared_covariance`, and its (pseudo-)inverse."""
+    return pseudo_invert(shared_covariance(covariance, moments, rows))
+
+
+def shared_covariance(covariance: Any, moments: ClassMoments, rows: Rows | None, *, ddof: int = 1) -> NDArray:
+    """Covariance of the rows centred by class; of all rows, about their mean, where no class has two different ones.
 
     Parameters
     ----------
@@ -52,27 +56,33 @@ def shared_gaussian(covariance: Any, moments: ClassMoments, rows: Rows | None) -
         Of all rows.
     rows : Rows or None
         The rows themselves; not needed where `covariance` is a function of the moments.
+    ddof : int
+        What the divisor of "empirical" is less than N.
+
+    Returns
+    -------
+    ndarray of shape (d, d)
+        The identity where all rows are equal.
     """
     n_samples = moments.n_samples
     scatter, centres, is_total = moments.noise()
     if np.trace(scatter) <= 100.0 * moments.resolution * n_samples:
-        # all rows are equal: every precision gives every class the same score
-        return invert(np.eye(len(scatter)))
+        return np.eye(len(scatter))
     if not isinstance(covariance, str):
         assert rows is not None
-        return pseudo_invert(_fitted_covariance(covariance, rows, centres, moments.inflation))
+        return _fitted_covariance(covariance, rows, centres, moments.inflation)
     if covariance == "ks":
-        return invert(ks_covariance(scatter, n_samples))
+        return ks_covariance(scatter, n_samples)
     if covariance == "oas":
-        return invert(oas_covariance(scatter, n_samples))
+        return oas_covariance(scatter, n_samples)
     if covariance == "ledoit_wolf":
         assert rows is not None
         fourth = moments.inflation * _fourth_moment(rows, centres)
-        return pseudo_invert(ledoit_wolf_covariance(scatter, n_samples, fourth))
+        return ledoit_wolf_covariance(scatter, n_samples, fourth)
     if covariance == "pooled" and not is_total:
         assert rows is not None
-        return pseudo_invert(pooled_covariance(rows, moments.counts * moments.inflation, moments.inflation))
-    return pseudo_invert(empirical_covariance(scatter, n_samples))
+        return pooled_covariance(rows, moments.counts * moments.inflation, moments.inflation)
+    return empirical_covariance(scatter, n_samples, ddof if covariance == "empirical" else 1)
 
 
 def pooled_covariance(rows: Rows, counts: NDArray, inflation: float = 1.0) -> NDArray:

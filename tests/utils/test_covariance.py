@@ -4,12 +4,14 @@ from sklearn.covariance import ledoit_wolf, oas
 
 from skclip.utils import _covariance
 from skclip.utils._covariance import (
+    empirical_covariance,
     invert,
     ks_covariance,
     ks_intensity,
     ledoit_wolf_covariance,
     oas_covariance,
     pseudo_invert,
+    whitening,
 )
 
 
@@ -67,3 +69,38 @@ def test_isotropic_scatter_is_a_fixed_point_of_every_shrinkage():
     for name in ("ks_covariance", "oas_covariance"):
         covariance = getattr(_covariance, name)(10.0 * np.eye(4), 10)
         np.testing.assert_allclose(covariance, covariance[0, 0] * np.eye(4), atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [5, 100])
+def test_whitening_is_a_root_of_the_precision(n):
+    covariance = np.cov(centred_rows(n).T)
+    inverse, root = pseudo_invert(covariance), whitening(covariance)
+    assert root.shape == (12, inverse.rank)
+    np.testing.assert_allclose(
+        root @ root.T, inverse.precision, rtol=1e-8, atol=1e-10 * np.abs(inverse.precision).max()
+    )
+
+
+@pytest.mark.parametrize("smallest", [1e-1, 1e-6, 1e-9, 1e-12, 1e-17, 0.0])
+def test_the_way_without_eigenvectors_empties_no_other_direction(smallest):
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
+    variances = np.r_[np.geomspace(1.0, 0.1, 11), smallest]
+    covariance = (rotation * variances) @ rotation.T
+    covariance = (covariance + covariance.T) / 2.0
+    inverse = pseudo_invert(covariance)
+    assert inverse.rank == whitening(covariance).shape[1] == (12 if smallest >= 1e-12 else 11)
+    rounding = 1e-14 / max(smallest, 1e-12)
+    np.testing.assert_allclose(covariance @ inverse.precision @ covariance, covariance, atol=rounding)
+    values = np.linalg.eigvalsh(covariance)[-inverse.rank :]
+    assert inverse.log_det == pytest.approx(np.log(values).sum(), rel=1e-3)
+
+
+def test_a_regular_matrix_needs_no_eigenvectors(monkeypatch):
+    monkeypatch.setattr(_covariance, "eigh", None)
+    covariance = np.cov(centred_rows(100).T)
+    assert pseudo_invert(covariance).rank == whitening(covariance).shape[1] == 12
+
+
+def test_divisors_of_the_empirical_covariance():
+    np.testing.assert_allclose(empirical_covariance(np.eye(2), 5.0), np.eye(2) / 4.0)
+    np.testing.assert_allclose(empirical_covariance(np.eye(2), 5.0, ddof=0), np.eye(2) / 5.0)

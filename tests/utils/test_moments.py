@@ -92,3 +92,11 @@ def test_class_sums():
     rows = np.arange(8.0).reshape(4, 2)
     sums = class_sums(rows, np.array([2, 0, 2, 0]), 3, np.array([1.0, 1.0, 2.0, 0.5]))
     np.testing.assert_allclose(sums, [[5.0, 6.5], [0.0, 0.0], [8.0, 11.0]])
+
+
+def test_merged_moments_are_those_of_one_class():
+    X, codes = rows_and_codes()
+    merged, one = gathered(X, codes).merged(), gathered(X, np.zeros_like(codes), n_classes=1)
+    np.testing.assert_allclose(merged.within(), one.within(), atol=1e-11)
+    np.testing.assert_allclose(merged.means(), one.means(), atol=1e-14)
+    assert merged.n_samples == one.n_samples
