@@ -17,8 +17,15 @@ RAW_X = {
     "CLIPTextFeatures": "takes sentences",
     "CLIPClassifier": "takes pictures",
 }
+# these take features of one width, that of their text; scikit-learn's checks run in tests/ood on subclasses whose text
+# is as wide as what they are given
+CLASS_TEXT = dict.fromkeys(
+    ("GLMCMDetector", "MCMDetector", "NegLabelDetector", "VarianceDetector"),
+    "knows its classes from the parameters and takes features of one width",
+)
 OWN_CHECKS = {
     **RAW_X,
+    **CLASS_TEXT,
     "ConceptAssociationProbe": "knows its objects from the parameters and predicts for (picture, queried object) pairs",
     "RobustnessLine": "takes one accuracy per model, between 0 and 1",
     "ZeroShotClassifier": "knows its classes from the parameters and takes features of one width",
@@ -29,7 +36,20 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {}
 
 # class name -> parameters of the instance to check: detectors are given no labels by scikit-learn, and few rows
 CHECKED_AS: dict[str, dict[str, object]] = {
-    "MSPDetector": {"classifier": NearestMeanClassifier()},
+    **{
+        name: {"classifier": NearestMeanClassifier()}
+        for name in (
+            "EnergyDetector",
+            "EntropyDetector",
+            "GENDetector",
+            "GradNormDetector",
+            "KLMatchingDetector",
+            "MSPDetector",
+            "MaxLogitDetector",
+            "ReActDetector",
+            "ViMDetector",
+        )
+    },
 }
 
 ALL_ESTIMATORS = [cls(**CHECKED_AS.get(name, {})) for name, cls in all_estimators() if name not in OWN_CHECKS]

@@ -1,5 +1,33 @@
 """Refuse what was never seen: out-of-distribution detectors on features, logits and class text."""
 
+from skclip.ood._energy import EnergyDetector
+from skclip.ood._entropy import EntropyDetector
+from skclip.ood._gen import GENDetector
+from skclip.ood._gl_mcm import GLMCMDetector
+from skclip.ood._gradnorm import GradNormDetector
+from skclip.ood._kl_matching import KLMatchingDetector
+from skclip.ood._max_logit import MaxLogitDetector
+from skclip.ood._mcm import MCMDetector
 from skclip.ood._msp import MSPDetector
+from skclip.ood._neg_label import NegLabelDetector
+from skclip.ood._react import ReActDetector
+from skclip.ood._residual import ResidualDetector
+from skclip.ood._variance import VarianceDetector
+from skclip.ood._vim import ViMDetector
 
-__all__ = ["MSPDetector"]
+__all__ = [
+    "EnergyDetector",
+    "EntropyDetector",
+    "GENDetector",
+    "GLMCMDetector",
+    "GradNormDetector",
+    "KLMatchingDetector",
+    "MCMDetector",
+    "MSPDetector",
+    "MaxLogitDetector",
+    "NegLabelDetector",
+    "ReActDetector",
+    "ResidualDetector",
+    "VarianceDetector",
+    "ViMDetector",
+]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import OutlierMixin, clone
 from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.utils.validation import _num_samples, check_consistent_length, check_is_fitted
+from sklearn.utils.validation import _check_method_params, _num_samples, check_consistent_length, check_is_fitted
 
 from skclip.utils._arrays import check_features, first_view, take_rows
 from skclip.utils._base import forget_fit
@@ -53,11 +53,7 @@ class DetectorMixin(OutlierMixin):
 
         %(fit_detector)s
         """
-        check_parameters(self)
-        forget_fit(self)
-        self._learn(X, y)
-        self.offset_ = self._offset(self._calibration_scores(X, y))
-        return self
+        return self._fit(X, y, {})
 
     def calibrate(self, X: Any) -> Self:
         """Set the threshold anew, so that `contamination` of these pictures are refused.
@@ -119,7 +115,7 @@ class DetectorMixin(OutlierMixin):
         """
         return np.where(self.decision_function(X) >= 0.0, 1, -1)
 
-    def fit_predict(self, X: Any, y: ArrayLike | None = None) -> NDArray:
+    def fit_predict(self, X: Any, y: ArrayLike | None = None, **params: Any) -> NDArray:
         """`fit`, then `predict` of the same pictures.
 
         Parameters
@@ -128,39 +124,49 @@ class DetectorMixin(OutlierMixin):
             As in `fit`.
         y : array-like of shape (n,), default=None
             As in `fit`.
+        **params : dict
+            What else `fit` takes.
 
         Returns
         -------
         ndarray of shape (n,), int
         """
-        return self.fit(X, y).predict(X)
+        return self.fit(X, y, **params).predict(X)
+
+    def _fit(self, X: Any, y: ArrayLike | None, params: dict[str, Any]) -> Self:
+        check_parameters(self)
+        forget_fit(self)
+        self._learn(X, y, **params)
+        self.offset_ = self._offset(self._calibration_scores(X, y, params))
+        return self
 
     def _offset(self, scores: NDArray) -> float:
         return float(np.percentile(scores, 100.0 * self.contamination))
 
-    def _calibration_scores(self, X: Any, y: ArrayLike | None) -> NDArray:
+    def _calibration_scores(self, X: Any, y: ArrayLike | None, params: dict[str, Any]) -> NDArray:
         """Scores whose quantile is the threshold."""
         if not isinstance(self.calibration, str):
-            return self._finite_scores(self.calibration)
-        return self._finite_scores(X) if self.calibration == "in_sample" else self._held_out_scores(X, y)
+            return self._finite_scores(self.calibration, "calibration")
+        return self._finite_scores(X) if self.calibration == "in_sample" else self._held_out_scores(X, y, params)
 
-    def _held_out_scores(self, X: Any, y: ArrayLike | None) -> NDArray:
+    def _held_out_scores(self, X: Any, y: ArrayLike | None, params: dict[str, Any]) -> NDArray:
         """Score of each picture by a detector fitted without its fold."""
         n = _num_samples(X)
         scores = np.empty(n)
         plain = clone(self).set_params(calibration="in_sample")
         for train, test in folds(n, y):
-            member = clone(plain).fit(take_rows(X, train), None if y is None else take_rows(np.asarray(y), train))
+            labels = None if y is None else take_rows(np.asarray(y), train)
+            member = clone(plain).fit(take_rows(X, train), labels, **_check_method_params(X, params, train))
             scores[test] = member.score_samples(take_rows(X, test))
         return scores
 
-    def _finite_scores(self, X: Any) -> NDArray:
+    def _finite_scores(self, X: Any, name: str = "X") -> NDArray:
         scores = np.asarray(self._scores(X), dtype=np.float64)
         bad = np.flatnonzero(~np.isfinite(scores))
         if bad.size:
             raise ValueError(
-                f"{type(self).__name__} gives {scores[bad[0]]} for X[{bad[0]}] ({bad.size} of {len(scores)} scores are "
-                "not finite); a threshold needs numbers."
+                f"{type(self).__name__} gives {scores[bad[0]]} for {name}[{bad[0]}] ({bad.size} of {len(scores)} "
+                "scores are not finite); a threshold needs numbers."
             )
         return scores
 

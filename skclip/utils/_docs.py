@@ -83,10 +83,59 @@ calibration : {"in_sample", "cv"} or array-like, default="in_sample"
     Pictures whose scores set the threshold: those of `fit`; those of `fit`, each scored by a detector fitted without
     its fold (five folds, or as many as the smallest class has pictures), which costs as many more fits and is honest
     where the score knows its training pictures; or in-distribution pictures of their own, as X of `fit`.""",
+    "covariance_of_detector": """\
+covariance : {"empirical", "ks", "ledoit_wolf", "oas", "pooled"} or covariance estimator, default="empirical"
+    How covariances are estimated from unit rows.
+
+    - "empirical": no shrinkage, divisor N; pseudo-inverted, with a warning, where singular: then only the
+      directions that the rows span are seen.
+    - "ks": shrinkage to a scaled identity with intensity ``d / (N - 1 + d)``, for any number of rows.
+    - "ledoit_wolf", "oas": scikit-learn's estimators of the same names.
+    - "pooled": mean of the covariances of the classes with at least two rows, divisor ``n_k - 1``.
+    - an object with ``fit`` and ``covariance_``, such as `sklearn.covariance.MinCovDet`; cloned.""",
     "device_of_scores": """\
 device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="cpu"
-    Where scores are computed: "cpu" with NumPy, others with torch. "auto" is an accelerator where there is one, else
-    NumPy. A detector fitted for a device that the machine lacks warns once and uses NumPy.""",
+    Where scores are computed: "cpu" with NumPy, others with torch. "auto" is an accelerator where there is one,
+    else NumPy. A detector fitted for a device that the machine lacks warns once and uses NumPy.""",
+    "gaussians_": """\
+means_ : ndarray of shape (K, d)
+    Means of the unit rows of each class, of all rows without y.
+location_ : ndarray of shape (d,)
+    Mean of all unit rows.
+covariance_ : ndarray of shape (d, d)
+    Of the rows about the means of their classes.
+rank_ : int
+    d, or less where `covariance_` is singular.
+whitening_ : ndarray of shape (d, rank_)
+    Root of the precision matrix: ``whitening_ @ whitening_.T`` is the (pseudo-)inverse of `covariance_`.
+whitened_means_ : ndarray of shape (K, rank_)
+    ``(means_ - location_) @ whitening_``, without classes of which no row has been seen.
+moments_ : dict of ndarray and float
+    Sums over the rows, which `partial_fit` continues; only where `covariance` is a function of them.""",
+    "partial_fit_detector": """Parameters
+----------
+X : array-like of shape (n, d) or (n, V, d)
+    In-distribution pictures.
+y : array-like of shape (n,), default=None
+    Their labels, all among `classes`; None in every chunk is one class.
+classes : array-like of shape (K,), default=None
+    All labels that will come; needed with the first y. A class without rows yet has no part in the score.
+
+%(self)s
+
+Raises
+------
+AttributeError
+    If `covariance` is no function of sums over rows ("empirical", "ks" and "oas" are), or `calibration` is "cv",
+    which holds rows out.
+ValueError
+    If the first y comes without `classes`, they change, y holds another label, or some chunks have y and others
+    not.
+
+Notes
+-----
+`offset_` is the quantile of the scores of this chunk, under the model of all chunks, unless `calibration` holds
+pictures. O(n d^2 + n K d + d^3) per call.""",
     "classifier_": """\
 classifier_ : classifier
     The fitted clone of `classifier`.""",
@@ -99,14 +148,63 @@ classes_ : ndarray of shape (K,) or None
     "offset_": """\
 offset_ : float
     The threshold: the `contamination` quantile of the scores of the `calibration` pictures.""",
-    "fit_detector": """\
-Parameters
-----------
+    "linear_classifier": """\
+classifier : classifier or array-like of shape (K, d), default=None
+    Whose logits are linear in the features: `LinearProbeClassifier` (None), `GDAClassifier`, `ZeroShotClassifier` and
+    others of this package, linear models of scikit-learn, pipelines of affine steps; cloned and fitted, and kept as it
+    is in a `FrozenEstimator`. An array holds one prototype per class, cosines with which are multiplied by 100.""",
+    "linear_head_": """\
+coef_ : ndarray of shape (K, d)
+    Weights of the logits of `classifier_`, two rows for two classes.
+intercept_ : ndarray of shape (K,)
+    Their intercepts.
+unit_rows_ : bool
+    Whether `classifier_` reads rows at unit length, as those of this package do. The score reads them alike.""",
+    "dim": """\
+dim : int, default=None
+    Principal directions, d being the number of features. None is 1000 of 2048 features or more, 512 of 768 or more,
+    and half of them otherwise.""",
+    "X_y_detector": """\
 X : array-like of shape (n, d) or (n, V, d), or what the classifier takes
     In-distribution pictures.
 y : array-like of shape (n,), default=None
-    Their labels, where the score needs them.
+    Their labels, where the score needs them.""",
+    "zero_shot_of_detector": """\
+zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
+    Class text, which `fit` cannot do without. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep
+    its fit. Rows of an array belong to the labels 0..K-1.""",
+    "classes_of_text": """\
+classes_ : ndarray of shape (K,)
+    Labels of the class text; never taken from y.""",
+    "prototypes_of_text": """\
+prototypes_ : ndarray of shape (K, d)
+    Unit rows of the class text, in the order of `classes_`.""",
+    "offset_of_text": """\
+offset_ : float or None
+    The threshold: the `contamination` quantile of the scores of the `calibration` pictures; None after ``fit(None)``
+    until `calibrate`.""",
+    "fit_text_detector": """\
+Parameters
+----------
+X : array-like of shape (n, d) or (n, V, d), default=None
+    In-distribution pictures, which set the threshold alone. None where there are none: then the threshold comes from
+    `calibration`, where that holds pictures, or later from `calibrate`.
+y : array-like of shape (n,), default=None
+    Their labels; only checked against those of the class text.
 
+%(self)s
+
+Raises
+------
+ValueError
+    If there is no class text, a parameter, X or y does not fit it, or ``calibration="cv"`` meets no pictures.""",
+    "fit_detector": """\
+Parameters
+----------
+%(X_y_detector)s
+
+%(fitted_detector)s""",
+    "fitted_detector": """\
 %(self)s
 
 Raises
@@ -206,6 +304,30 @@ labels : array-like of shape (K,), default=None
     "sample_weight": """\
 sample_weight : array-like of shape (n,), default=None
     Weights of the rows.""",
+    # measures of out-of-distribution scores
+    "scores_in": """\
+scores_in : array-like of shape (n,)
+    Scores of in-distribution pictures: larger = more in-distribution, as from ``score_samples``.""",
+    "scores_out": """\
+scores_out : array-like of shape (m,)
+    Scores of the others.""",
+    "scores_in_out": """\
+%(scores_in)s
+%(scores_out)s""",
+    "y_true_y_pred_known": """\
+y_true, y_pred : array-like of shape (n,)
+    Labels of the in-distribution pictures, and labels predicted, whether refused or not.""",
+    "fpr_rule": """\
+rule : {"at_least", "first", "closest"}, default="at_least"
+    Which score is the threshold; published figures differ in it.
+
+    - "at_least": the lower ``1 - tpr`` quantile (``method="lower"``) of the scores to keep, so that no less than
+      `tpr` is kept.
+    - "first": of all scores the highest that keeps at least `tpr`, as codes do that search a ROC curve (OpenOOD
+      1.5, pytorch-ood); at most one picture off "at_least".
+    - "closest": of all scores the one whose recall is closest to `tpr`, the lowest of several: what the code
+      handed on from outlier exposure, arXiv:1812.04606, to MCM does. With few pictures it may keep less than
+      `tpr`.""",
 }
 
 
