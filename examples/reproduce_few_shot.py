@@ -266,14 +266,19 @@ def _text_logits(text: ZeroShotClassifier | None, draw: Draw, X: np.ndarray) -> 
 def feature_tasks(folder: Path, shots: tuple[int, ...]) -> Iterator[Task]:
     """A task for each ``.npz`` of `folder` that holds few-shot training sets."""
     for path in sorted(folder.glob("*.npz")):
-        with np.load(path) as arrays:
-            data = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in arrays.items()}
+        data = load_features(path)
         sizes = sorted(int(key[8:]) for key in data if key.startswith("X_train_"))
         if sizes:
-            yield Task(path.stem, _given_text(data), lambda data=data, sizes=sizes: _feature_draws(data, sizes, shots))
+            yield Task(path.stem, given_text(data), lambda data=data, sizes=sizes: _feature_draws(data, sizes, shots))
 
 
-def _given_text(data: dict[str, np.ndarray]) -> ZeroShotClassifier | None:
+def load_features(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one data set, floats in single precision."""
+    with np.load(path) as arrays:
+        return {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in arrays.items()}
+
+
+def given_text(data: dict[str, np.ndarray]) -> ZeroShotClassifier | None:
     """Class text from ``text``, or from the sum of several classifiers ``text_a, text_b, ...``."""
     parts = [normalize(data[key]) for key in sorted(data) if key == "text" or key.startswith("text_")]
     return ZeroShotClassifier(prototypes=np.sum(parts, axis=0)).fit() if parts else None
