@@ -13,7 +13,8 @@ from skclip.metrics._calibration import (
     risk_coverage_curve,
 )
 from skclip.metrics._groups import factor_accuracy, factor_gap, group_accuracy, shape_bias, worst_group_accuracy
-from skclip.metrics._ood import fpr_at_tpr, ood_aupr, ood_auroc
+from skclip.metrics._ood import detection_error, fpr_at_tpr, near_far_average, ood_aupr, ood_auroc
+from skclip.metrics._open_set import oscr_curve, oscr_score
 from skclip.metrics._retrieval import retrieval_average_precision, retrieval_recall
 from skclip.metrics._robustness import (
     effective_robustness,
@@ -29,6 +30,7 @@ __all__ = [
     "brier_score_multiclass",
     "cab_score",
     "confidence_correctness_correlation",
+    "detection_error",
     "effective_robustness",
     "expected_calibration_error",
     "factor_accuracy",
@@ -37,9 +39,12 @@ __all__ = [
     "get_scorer",
     "group_accuracy",
     "mean_corruption_error",
+    "near_far_average",
     "negative_log_likelihood",
     "ood_aupr",
     "ood_auroc",
+    "oscr_curve",
+    "oscr_score",
     "overconfidence_rate",
     "relative_mean_corruption_error",
     "relative_robustness",

@@ -25,7 +25,8 @@ from skclip.metrics._calibration import (
 )
 from skclip.metrics._checks import as_weights, check_same_length, check_scores
 from skclip.metrics._groups import factor_accuracy, factor_gap, group_accuracy, shape_bias, worst_group_accuracy
-from skclip.metrics._ood import fpr_at_tpr, ood_aupr, ood_auroc
+from skclip.metrics._ood import detection_error, fpr_at_tpr, ood_aupr, ood_auroc
+from skclip.metrics._open_set import oscr_score
 from skclip.metrics._retrieval import retrieval_average_precision, retrieval_recall
 from skclip.metrics._robustness import (
     effective_robustness,
@@ -164,9 +165,12 @@ def get_scorer(name: str, **options: Any) -> Scorer:
     rates of severities 1, 2, ...}``, the latter also ``baseline_clean_error``, and the metadata `corruption` and
     `severity` (0 = clean, which only the latter reads).
 
-    "ood_auroc", "ood_aupr" (option ``positive``) and "neg_fpr_at_tpr" (options ``tpr, rule``) score a detector by
-    ``score_samples``, a classifier by its largest probability. With the option ``X_out``, X is in distribution and
-    `X_out` is not; without, y tells: 1 is in distribution, -1 is not.
+    "ood_auroc", "ood_aupr" (options ``positive, interpolation``), "neg_fpr_at_tpr" (options ``tpr, rule, positive``)
+    and "neg_detection_error" (options ``tpr, rule, prior``) score pictures by ``score_samples`` where there is one, by
+    the largest probability of other classifiers, and by ``decision_function`` of other detectors. With the option
+    ``X_out``, X is in distribution and `X_out` is not; without, y tells: 1 is in distribution, -1 is not. "oscr_score"
+    needs ``X_out``, and labels of X as y; the labels predicted are those of ``predict_class`` where there is one, of
+    ``predict`` of other classifiers.
 
     "retrieval_recall" (option ``k``) and "retrieval_average_precision": an item is relevant to a query of equal y. The
     items are those that an estimator with ``kneighbors`` was fitted to (with its ``ids_``, or labels), in its own
@@ -384,9 +388,9 @@ def _relative_mean_corruption_error(
 
 def _of_ood_scores(metric: Measure) -> Measure:
     def measure(estimator: Any, X: Any, y: ArrayLike, *, X_out: Any = None, **options: Any) -> float:
-        scores = _in_distribution_scores(estimator, X)
+        scores = in_distribution_scores(estimator, X)
         if X_out is not None:
-            return metric(scores, _in_distribution_scores(estimator, X_out), **options)
+            return metric(scores, in_distribution_scores(estimator, X_out), **options)
         signs = np.asarray(y)
         if signs.dtype.kind not in "if" or set(np.unique(signs).tolist()) != {-1, 1}:
             raise ValueError(
@@ -398,11 +402,46 @@ def _of_ood_scores(metric: Measure) -> Measure:
     return measure
 
 
-def _in_distribution_scores(estimator: Any, X: Any) -> NDArray:
+def _oscr_score(estimator: Any, X: Any, y: ArrayLike, *, X_out: Any) -> float:
+    predicted = predicted_classes(estimator, X)
+    if predicted is None:
+        raise TypeError(f"{type(estimator).__name__} predicts no class, which this score needs.")
+    return oscr_score(y, predicted, in_distribution_scores(estimator, X), in_distribution_scores(estimator, X_out))
+
+
+def in_distribution_scores(estimator: Any, X: Any) -> NDArray:
+    """Scores of any fitted detector or classifier, larger = more in-distribution.
+
+    Raises
+    ------
+    TypeError
+        If there are none: a classifier's decision function tells classes, not the unknown.
+    """
+    if hasattr(estimator, "score_samples"):
+        return np.asarray(estimator.score_samples(X))
     if is_classifier(estimator):
         return _probabilities(estimator, X)[0].max(axis=1)
-    detector, rows = _reach(estimator, X, "score_samples")
-    return np.asarray(detector.score_samples(rows))
+    if hasattr(estimator, "decision_function"):
+        return np.asarray(estimator.decision_function(X))
+    name = type(innermost(estimator)).__name__
+    raise TypeError(f"{name} has neither score_samples nor decision_function, which this score needs.")
+
+
+def predicted_classes(estimator: Any, X: Any) -> NDArray | None:
+    """Labels that a fitted estimator predicts, whether it refuses the pictures or not; None where it knows none."""
+    if hasattr(innermost(estimator), "predict_class"):
+        detector, rows = _reach(estimator, X, "predict_class")
+        return np.asarray(detector.predict_class(rows))
+    return np.asarray(estimator.predict(X)) if is_classifier(estimator) else None
+
+
+def innermost(estimator: Any) -> Any:
+    """The estimator inside pipelines (their last step), searches and frozen ones."""
+    if isinstance(estimator, FrozenEstimator):
+        return innermost(estimator.estimator)
+    if isinstance(estimator, Pipeline):
+        return innermost(estimator[-1])
+    return innermost(estimator.best_estimator_) if hasattr(estimator, "best_estimator_") else estimator
 
 
 def _retrieval_recall(
@@ -517,8 +556,14 @@ _RECIPES: dict[str, _Recipe] = {
         metadata=_CORRUPTION,
     ),
     "ood_auroc": _Recipe(_of_ood_scores(ood_auroc), 1, options=("X_out",), weighted=False),
-    "ood_aupr": _Recipe(_of_ood_scores(ood_aupr), 1, options=("X_out", "positive"), weighted=False),
-    "neg_fpr_at_tpr": _Recipe(_of_ood_scores(fpr_at_tpr), -1, options=("X_out", "tpr", "rule"), weighted=False),
+    "ood_aupr": _Recipe(_of_ood_scores(ood_aupr), 1, options=("X_out", "positive", "interpolation"), weighted=False),
+    "neg_fpr_at_tpr": _Recipe(
+        _of_ood_scores(fpr_at_tpr), -1, options=("X_out", "tpr", "rule", "positive"), weighted=False
+    ),
+    "neg_detection_error": _Recipe(
+        _of_ood_scores(detection_error), -1, options=("X_out", "tpr", "rule", "prior"), weighted=False
+    ),
+    "oscr_score": _Recipe(_oscr_score, 1, options=("X_out",), required=("X_out",), weighted=False),
     "retrieval_recall": _Recipe(_retrieval_recall, 1, options=("k", *_RETRIEVAL)),
     "retrieval_average_precision": _Recipe(_retrieval_average_precision, 1, options=_RETRIEVAL),
 }

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from sklearn import config_context
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, OutlierMixin, TransformerMixin, clone
 from sklearn.datasets import make_blobs
 from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.mixture import GaussianMixture
@@ -21,8 +22,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import has_fit_parameter
 
 from skclip import metrics
-from skclip.adapters import SimilarityVoteClassifier
+from skclip.adapters import GDAClassifier, SimilarityVoteClassifier
 from skclip.metrics import get_scorer, scorer_names
+from skclip.ood import MSPDetector
+from skclip.utils.estimator_checks import NearestMeanClassifier
 
 X, CODES = make_blobs(240, centers=4, n_features=5, cluster_std=5.0, random_state=0)
 Y = np.array(["ant", "bee", "cat", "dog"])[CODES]
@@ -118,10 +121,19 @@ def largest(est, X):
     return est.predict_proba(X).max(axis=1)
 
 
+def classes_of_detector(est, X):
+    return est[-1].predict_class(est[:-1].transform(X)) if hasattr(est, "steps") else est.predict_class(X)
+
+
 ITEM_IDS = Y[:50]
 CORRUPTED = {"corruption": CORRUPTION, "severity": SEVERITY}
 TWO_LABELS = np.column_stack([Y, OTHER])
-OOD_MEASURES = {"ood_auroc": "ood_auroc", "ood_aupr": "ood_aupr", "neg_fpr_at_tpr": "fpr_at_tpr"}
+OOD_MEASURES = {
+    "ood_auroc": "ood_auroc",
+    "ood_aupr": "ood_aupr",
+    "neg_fpr_at_tpr": "fpr_at_tpr",
+    "neg_detection_error": "detection_error",
+}
 
 CASES = [
     Case(
@@ -251,6 +263,24 @@ CASES = [
         for scorer, name in OOD_MEASURES.items()
     ],
     Case(
+        "oscr_score",
+        {"X_out": X_OUT},
+        classifier(),
+        Y,
+        {},
+        lambda est, X, y, meta: metrics.oscr_score(y, est.predict(X), largest(est, X), largest(est, X_OUT)),
+    ),
+    Case(
+        "oscr_score",
+        {"X_out": X_OUT},
+        MSPDetector(NearestMeanClassifier(), temperature=2.0),
+        Y,
+        {},
+        lambda est, X, y, meta: metrics.oscr_score(
+            y, classes_of_detector(est, X), est.score_samples(X), est.score_samples(X_OUT)
+        ),
+    ),
+    Case(
         "retrieval_recall",
         {"k": 3},
         SimilarityVoteClassifier(),
@@ -331,7 +361,7 @@ def test_pickles_and_copies_score_the_same(case):
     assert case.name in repr(scorer)
 
 
-WEIGHTED = [case for case in CASES if not case.name.endswith(("auroc", "aupr", "tpr"))]
+WEIGHTED = [case for case in CASES if not case.name.startswith("oscr") and case.name not in OOD_MEASURES]
 
 
 @pytest.mark.parametrize("case", WEIGHTED, ids=lambda case: case.name)
@@ -422,7 +452,62 @@ def test_pictures_found_by_the_retriever():
     assert (scores > 0.3).all()
 
 
+class OnlyADecision(OutlierMixin, BaseEstimator):
+    """A detector of others, without ``score_samples``."""
+
+    def fit(self, X, y=None):
+        self.location_ = X.mean(axis=0)
+        return self
+
+    def decision_function(self, X):
+        return 1.0 - np.linalg.norm(X - self.location_, axis=1)
+
+
+class JustAProjection(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        self.pca_ = PCA(2).fit(X)
+        return self
+
+    def transform(self, X):
+        return self.pca_.transform(X)
+
+
+@pytest.mark.parametrize("wrap", [FrozenEstimator, lambda est: make_pipeline(StandardScaler(), est)])
+def test_what_scores_the_unknown(wrap):
+    scorer = get_scorer("ood_auroc", X_out=X_OUT)
+    # the classifier's own score before its largest probability
+    for estimator in (GDAClassifier().fit(X, Y), IsolationForest(random_state=0).fit(X)):
+        wrapped = wrap(estimator).fit(X, Y)
+        assert scorer(wrapped, X) == metrics.ood_auroc(wrapped.score_samples(X), wrapped.score_samples(X_OUT))
+    wrapped = wrap(OnlyADecision().fit(X)).fit(X, Y)
+    assert scorer(wrapped, X) == metrics.ood_auroc(wrapped.decision_function(X), wrapped.decision_function(X_OUT))
+    wrapped = wrap(RidgeClassifier().fit(X, Y)).fit(X, Y)
+    with pytest.raises(TypeError, match="has no predict_proba, which this score needs"):
+        scorer(wrapped, X)
+    with pytest.raises(TypeError, match="JustAProjection has neither score_samples nor decision_function"):
+        scorer(wrap(JustAProjection().fit(X)).fit(X, Y), X)
+    with pytest.raises(TypeError, match="predicts no class"):
+        get_scorer("oscr_score", X_out=X_OUT)(wrap(OnlyADecision().fit(X)).fit(X, Y), X, Y)
+
+
+def test_a_search_over_a_detector():
+    search = GridSearchCV(
+        MSPDetector(NearestMeanClassifier()),
+        {"temperature": [1e-3, 1.0]},
+        scoring=get_scorer("oscr_score", X_out=X_OUT),
+        cv=3,
+        error_score="raise",
+    ).fit(X, Y)
+    score = search.cv_results_["mean_test_score"]
+    assert score[0] != score[1]
+    found = get_scorer("oscr_score", X_out=X_OUT)(search, X, Y)
+    best = search.best_estimator_
+    assert found == metrics.oscr_score(Y, best.predict_class(X), best.score_samples(X), best.score_samples(X_OUT))
+
+
 def test_bad_names_and_options():
+    with pytest.raises(ValueError, match="'oscr_score' needs the option 'X_out'"):
+        get_scorer("oscr_score")
     with pytest.raises(ValueError, match=r"Unknown scorer 'expected_calibration_error'. Did you mean 'neg_exp"):
         get_scorer("expected_calibration_error")
     with pytest.raises(TypeError, match="'neg_expected_calibration_error' has no option 'bins'"):
