@@ -40,7 +40,7 @@ class ClassText(NamedTuple):
 
 
 def resolve_text(
-    zero_shot: Any, classes: NDArray | None, n_features: int, logit_scale: float | None
+    zero_shot: Any, classes: NDArray | None, n_features: int | None, logit_scale: float | None
 ) -> ClassText | None:
     """Prototypes of `classes` from the ``zero_shot`` parameter of an adapter.
 
@@ -51,8 +51,8 @@ def resolve_text(
         to the labels 0..n_prototypes-1.
     classes : ndarray of shape (K,) or None
         Labels of y, sorted. Prototypes of other labels are left out. None: all that `zero_shot` knows.
-    n_features : int
-        d, the width of the image features.
+    n_features : int or None
+        d, the width of the image features; None does not compare.
     logit_scale : float or None
         None is the estimator's own, and 100 for an array.
 
@@ -85,7 +85,7 @@ def resolve_text(
         source = "the rows of zero_shot"
         if classes is not None:
             _check_positions(classes, len(prototypes))
-    if prototypes.shape[1] != n_features:
+    if n_features not in (None, prototypes.shape[1]):
         raise ValueError(
             f"zero_shot holds prototypes of width {prototypes.shape[1]}, but X has {n_features} features; "
             "both must come from one model."
