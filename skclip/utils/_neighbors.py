@@ -1,4 +1,4 @@
-"""The rows of a bank that are most similar to each query, exactly and in blocks."""
+"""The largest inner products of each query with the rows of a bank, exactly and in blocks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import get_config
 
-# wide enough for matrix products at full speed; a tile of similarities stays in cache while it is searched
-_TILE_ROWS, _TILE_COLUMNS = 512, 8192
-# columns whose maximum stands for all of them in the first guess at the k-th largest
-_GROUP = 64
+# high and wide enough for matrix products at full speed; a tile of similarities stays in cache while it is searched
+_TILE_ROWS, _TILE_COLUMNS = 1024, 4096
+# candidates are moved together where they, with the gaps at the ends of rows, are at most this share of a tile
+_FEW = 1 / 8
 
 
 def most_similar(queries: NDArray, bank: NDArray, n_neighbors: int) -> tuple[NDArray, NDArray]:
@@ -36,13 +36,43 @@ def most_similar(queries: NDArray, bank: NDArray, n_neighbors: int) -> tuple[NDA
     -----
     O(n m d) time. Temporaries stay within scikit-learn's ``working_memory``.
     """
-    n_queries = len(queries)
-    similarities = np.full((n_queries, n_neighbors), -np.inf, dtype=queries.dtype)
-    indices = np.zeros((n_queries, n_neighbors), dtype=np.intp)
-    for rows, columns in tiles(n_queries, len(bank), queries.dtype.itemsize + 8):
-        found = queries[rows] @ bank[columns].T.astype(queries.dtype, copy=False)
+    similarities = np.full((len(queries), n_neighbors), -np.inf, dtype=queries.dtype)
+    indices = np.zeros(similarities.shape, dtype=np.intp)
+    for rows, columns, found in _products(queries, bank, 2 * queries.dtype.itemsize + 24):
         _improve(similarities[rows], indices[rows], found, columns.start)
     return similarities, indices
+
+
+def largest_products(queries: NDArray, bank: NDArray, n_neighbors: int) -> NDArray:
+    """The similarities of `most_similar` alone, in no order and so in less time.
+
+    Parameters
+    ----------
+    queries : ndarray of shape (n, d)
+    bank : ndarray of shape (m, d)
+    n_neighbors : int
+        At most m.
+
+    Returns
+    -------
+    ndarray of shape (n, n_neighbors)
+        In the floating type of `queries`.
+
+    Notes
+    -----
+    O(n m d) time. Temporaries stay within scikit-learn's ``working_memory``.
+    """
+    largest = np.full((len(queries), n_neighbors), -np.inf, dtype=queries.dtype)
+    for rows, columns, found in _products(queries, bank, 2 * queries.dtype.itemsize + 1):
+        best = largest[rows]
+        candidates = _candidates(found, best.min(axis=1), n_neighbors, columns.start)
+        touched, new = slice(None), found
+        if candidates is not None:
+            touched, new, _ = candidates
+        pool = np.concatenate([best[touched], new], axis=1)
+        pool.partition(pool.shape[1] - n_neighbors, axis=1)
+        best[touched] = pool[:, pool.shape[1] - n_neighbors :]
+    return largest
 
 
 def tiles(n_rows: int, n_columns: int, bytes_per_entry: int) -> Iterator[tuple[slice, slice]]:
@@ -58,25 +88,29 @@ def tiles(n_rows: int, n_columns: int, bytes_per_entry: int) -> Iterator[tuple[s
             yield slice(top, min(top + height, n_rows)), slice(left, min(left + width, n_columns))
 
 
-def _improve(best: NDArray, places: NDArray, found: NDArray, start: int) -> None:
-    """Let the columns of `found`, bank rows `start` onwards, into `best` and `places`, in place.
+def _products(queries: NDArray, bank: NDArray, bytes_per_entry: int) -> Iterator[tuple[slice, slice, NDArray]]:
+    """The tiles of ``queries @ bank.T``, each written over the one before."""
+    buffer = None
+    for rows, columns in tiles(len(queries), len(bank), bytes_per_entry):
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        if buffer is None:  # no later tile is larger
+            buffer = np.empty(shape[0] * shape[1], dtype=queries.dtype)
+        found = buffer[: shape[0] * shape[1]].reshape(shape)
+        yield rows, columns, np.matmul(queries[rows], bank[columns].T.astype(queries.dtype, copy=False), out=found)
 
-    Few of them are good enough, and a comparison finds these many times faster than a selection would.
-    """
+
+def _improve(best: NDArray, places: NDArray, found: NDArray, start: int) -> None:
+    """Let the columns of `found`, bank rows `start` onwards, into `best` and `places`, in place."""
     k, width = best.shape[1], found.shape[1]
-    good = None
-    if start >= k:
-        good = found > best[:, -1:]  # of equal similarities the earlier ones stay
-    elif start == 0 and k <= width // _GROUP // 2:
-        good = found >= _lower_bound(found, k)
-    if good is not None and np.count_nonzero(good) <= found.size // 8:
-        touched = np.flatnonzero(good.any(axis=1))
-        new, new_places = _gather(found[touched], good[touched], start)
-    else:
+    candidates = _candidates(found, best[:, -1], k, start)
+    if candidates is None:
         touched = np.arange(len(best))
-        new, new_places = found, np.broadcast_to(np.arange(start, start + width), found.shape)
+        new, columns = found, np.broadcast_to(np.arange(width), found.shape)
+    else:
+        touched, new, columns = candidates
     if touched.size == 0:
         return
+    new_places = start + columns
     kept = min(start, k)
     if kept:
         new = np.concatenate([best[touched, :kept], new], axis=1)
@@ -85,23 +119,52 @@ def _improve(best: NDArray, places: NDArray, found: NDArray, start: int) -> None
     best[touched, :n_kept], places[touched, :n_kept] = _largest(new, new_places, n_kept)
 
 
-def _gather(found: NDArray, good: NDArray, start: int) -> tuple[NDArray, NDArray]:
-    """The good entries of each row moved to its front, -inf behind them, and their columns + `start`."""
-    counts = np.count_nonzero(good, axis=1)
+def _candidates(found: NDArray, kth: NDArray, k: int, start: int) -> tuple[NDArray, NDArray, NDArray] | None:
+    """Entries of `found`, bank rows `start` onwards, that may be among the k largest of their row.
+
+    Few of them are good enough, and a comparison finds these many times faster than a selection would.
+
+    Parameters
+    ----------
+    found : ndarray of shape (n, width)
+    kth : ndarray of shape (n,)
+        The k-th largest so far; of entries that equal it the earlier ones stay.
+
+    Returns
+    -------
+    rows : ndarray of shape (n_rows,)
+        Those that have candidates.
+    values, columns : ndarray of shape (n_rows, most)
+        The candidates of each row moved to its front, -inf behind them.
+    None
+        If they are too many to be worth moving.
+    """
+    n, width = found.shape
+    if start >= k:
+        good = found > kth[:, None]
+    elif start == 0 and 4 * k <= width:
+        good = found >= _lower_bound(found, k)
+    else:
+        return None
     hits = np.flatnonzero(good)
-    rows = np.repeat(np.arange(len(found)), counts)
+    counts = np.bincount(hits // width, minlength=n)
+    touched, most = np.flatnonzero(counts), counts.max(initial=0)
+    if touched.size * most > _FEW * found.size:
+        return None
+    counts = counts[touched]
+    rows = np.repeat(np.arange(touched.size), counts)
     slots = np.arange(hits.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    values = np.full((len(found), counts.max(initial=0)), -np.inf, dtype=found.dtype)
+    values = np.full((touched.size, most), -np.inf, dtype=found.dtype)
     columns = np.zeros(values.shape, dtype=np.intp)
-    values[rows, slots], columns[rows, slots] = found.ravel()[hits], start + hits % found.shape[1]
-    return values, columns
+    values[rows, slots], columns[rows, slots] = found.ravel()[hits], hits % width
+    return touched, values, columns
 
 
 def _lower_bound(found: NDArray, k: int) -> NDArray:
-    """(n, 1), at most the k-th largest of each row: the k-th largest of the maxima of groups of columns."""
-    n_groups = found.shape[1] // _GROUP
-    maxima = found[:, : n_groups * _GROUP].reshape(len(found), n_groups, _GROUP).max(axis=2)
-    return np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k, None]
+    """(n, 1), at most the k-th largest of each row: the k-th largest of the maxima of 2 k groups of columns."""
+    size = found.shape[1] // (2 * k)
+    maxima = found[:, : 2 * k * size].reshape(len(found), size, 2 * k).max(axis=1)
+    return np.partition(maxima, k, axis=1)[:, k, None]
 
 
 def _largest(values: NDArray, places: NDArray, k: int) -> tuple[NDArray, NDArray]:
