@@ -136,6 +136,42 @@ Notes
 -----
 `offset_` is the quantile of the scores of this chunk, under the model of all chunks, unless `calibration` holds
 pictures. O(n d^2 + n K d + d^3) per call.""",
+    "bank_search": """\
+device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="cpu"
+    Where the exact search runs: "cpu" with NumPy, others with torch. "auto" is an accelerator where there is one,
+    else NumPy. A detector fitted for a device that the machine lacks warns once and uses NumPy.
+backend : {"exact", "faiss"}, default="exact"
+    "exact" compares each picture with every row. "faiss" searches with the package faiss-cpu, which is worth its while
+    with an approximate `faiss_factory` on millions of rows, and never runs on `device`.
+faiss_factory : str, default="Flat"
+    What faiss builds, in the words of ``faiss.index_factory``: "Flat" is exact, "IVF4096,Flat" and "HNSW32" are
+    approximate.
+faiss_parameters : str, default=None
+    Of the search, in the words of ``faiss.ParameterSpace``: "nprobe=32", "efSearch=128".""",
+    "bank_attributes": """\
+pictures_ : ndarray of shape (m,)
+    Training picture that each row of the bank is a view of, 0, 1, 2, ...
+faiss_index_ : ndarray of uint8, or None
+    The index of an approximate `faiss_factory`.""",
+    "partial_fit_bank": """\
+Parameters
+----------
+X : array-like of shape (n, d) or (n, V, d)
+    In-distribution pictures.
+y : array-like of shape (n,), default=None
+    Their labels, which the bank does not need.
+
+%(self)s
+
+Raises
+------
+ValueError
+    If there are fewer rows than `n_neighbors` after the first chunk already, or X is of another width.
+
+Notes
+-----
+Each call copies the bank once, builds the index of faiss anew, and scores all pictures of the bank for the threshold,
+O(m^2 d), unless `calibration` holds pictures: add them by the thousand.""",
     "classifier_": """\
 classifier_ : classifier
     The fitted clone of `classifier`.""",

@@ -54,10 +54,17 @@ def check_training(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLik
 
 
 def check_chunk(
-    estimator: Any, X: Any, y: ArrayLike, classes: ArrayLike | None, sample_weight: ArrayLike | None, *, first: bool
+    estimator: Any,
+    X: Any,
+    y: ArrayLike,
+    classes: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    *,
+    first: bool,
+    n_least: int = 2,
 ) -> Training:
     """Validate what `partial_fit` is given, and set ``classes_`` (and ``n_features_in_``) of `estimator` when it is
-    the `first` chunk. A chunk may lack classes.
+    the `first` chunk. A chunk may lack classes; there must be at least `n_least` in all.
 
     Raises
     ------
@@ -71,7 +78,7 @@ def check_chunk(
     check_consistent_length(X[::n_views], y)
     weights = check_weights(sample_weight, len(y))
     known = estimator.classes_ if classes is None else np.unique(check_labels(classes, name="classes"))
-    if len(known) < 2:
+    if len(known) < n_least:
         raise ValueError(
             f"classes holds one class only, {known[0].item()!r}; {type(estimator).__name__} needs at least two classes."
         )
