@@ -6,7 +6,7 @@ import pytest
 from sklearn.utils import estimator_checks as sklearn_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skclip.features import CLIPFeatures, CLIPTextFeatures
+from skclip.features import CLIPFeatures, CLIPTextFeatures, DenseCLIPFeatures
 from skclip.utils import SkclipBase, all_estimators
 from skclip.utils.estimator_checks import NearestMeanClassifier, parametrize_with_raw_checks
 from skclip.zero_shot import CLIPClassifier
@@ -16,6 +16,7 @@ RAW_X = {
     "CLIPFeatures": "takes pictures",
     "CLIPTextFeatures": "takes sentences",
     "CLIPClassifier": "takes pictures",
+    "DenseCLIPFeatures": "takes pictures",
 }
 # these take features of one width, that of their text; scikit-learn's checks run in tests/ood on subclasses whose text
 # is as wide as what they are given
@@ -68,6 +69,8 @@ RAW_INSTANCES = [
     CLIPFeatures("skclip-tiny"),
     CLIPTextFeatures("skclip-tiny"),
     CLIPClassifier("skclip-tiny"),
+    # the checks take rows; of unit tokens, whose row is longer, there are tests beside those of the class
+    DenseCLIPFeatures("skclip-tiny", layout="flat", normalize=False),
 ]
 
 

@@ -13,6 +13,7 @@ from skclip._backbones._hub import BackboneError
 from skclip._backbones._loading import clear_backbones, load_backbone, weights_digest
 from skclip._backbones._text import TruncatedTextWarning
 from skclip._backbones._tiny import UnknownWordWarning
+from skclip._backbones._towers import grid_shape
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -23,6 +24,7 @@ __all__ = [
     "UnknownWordWarning",
     "clear_backbones",
     "get_card",
+    "grid_shape",
     "list_models",
     "load_backbone",
     "resolve_device",

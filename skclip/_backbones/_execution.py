@@ -24,9 +24,9 @@ _AUTO_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 
 
 class Backbone:
-    """A frozen open_clip model on its device, and the two functions that read from it.
+    """A frozen open_clip model on its device, and the functions that read from it.
 
-    Instances come from `load_backbone` and are shared; both encoders may be called from several threads.
+    Instances come from `load_backbone` and are shared; the encoders may be called from several threads.
 
     Attributes
     ----------
@@ -84,6 +84,36 @@ class Backbone:
         -------
         float32 ndarray of shape (n, dim)
         """
+        return self._encode_pictures(batch, batch_size, self._project, self.card.dim)
+
+    def encode_places(self, batch: NDArray[np.uint8], batch_size: int | str = "auto") -> NDArray[np.float32]:
+        """Project pictures and their places, in one pass; see `encode_images`.
+
+        Returns
+        -------
+        float32 ndarray of shape (n, (1 + h * w) * dim)
+            Row by row the embedding of the picture, as `encode_images` gives it, then those of its places on the
+            grid `grid_shape`.
+        """
+        from skclip._backbones._towers import encode_places, grid_shape
+
+        height, width = grid_shape(self.card)
+
+        def project(pictures: torch.Tensor) -> torch.Tensor:
+            return encode_places(self.module.visual, pictures).flatten(1)
+
+        return self._encode_pictures(batch, batch_size, project, (1 + height * width) * self.card.dim)
+
+    def _project(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.module.encode_image(pictures, normalize=False)  # type: ignore[operator]
+
+    def _encode_pictures(
+        self,
+        batch: NDArray[np.uint8],
+        batch_size: int | str,
+        project: Callable[[torch.Tensor], torch.Tensor],
+        width: int,
+    ) -> NDArray[np.float32]:
         import torch
 
         self._check_pictures(batch)
@@ -91,15 +121,15 @@ class Backbone:
         dtype = torch_dtype(self.precision)
         rows = _check_batch_size(batch_size) or _AUTO_PICTURES[self.device.type]
 
-        def project(lo: int, hi: int) -> torch.Tensor:
+        def project_rows(lo: int, hi: int) -> torch.Tensor:
             part = np.require(batch[lo:hi], requirements=["C", "W"])  # copies maps on disk and reversed views
             pixels = torch.from_numpy(part).to(self.device)
             pictures = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
             # The order of ToTensor and Normalize: the same float32 pixels bit for bit.
-            pictures = pictures.div_(255).sub_(mean).div_(std).to(dtype)
-            return self.module.encode_image(pictures, normalize=False)  # type: ignore[operator]
+            return project(pictures.div_(255).sub_(mean).div_(std).to(dtype))
 
-        out = self._run(project, np.arange(len(batch)), lambda lo: rows, "picture", batch_size == "auto")
+        order = np.arange(len(batch))
+        out = self._run(project_rows, order, lambda lo: rows, "picture", batch_size == "auto", width)
         self._check_finite(out, "picture")
         return out
 
@@ -145,7 +175,7 @@ class Backbone:
         def project(lo: int, hi: int) -> torch.Tensor:
             return encode_ids(self.module, sorted_ids[lo:hi, : int(sorted_lengths[lo])].to(self.device))
 
-        unique = self._run(project, order, rows_at, "text", batch_size == "auto")
+        unique = self._run(project, order, rows_at, "text", batch_size == "auto", self.card.dim)
         out = unique if len(unique) == len(texts) else unique[[position[text] for text in texts]]
         self._check_finite(out, "text")
         return out
@@ -157,10 +187,11 @@ class Backbone:
         rows_at: Callable[[int], int],
         what: str,
         learn: bool,
+        width: int,
     ) -> NDArray[np.float32]:
         import torch
 
-        out = np.empty((len(order), self.card.dim), dtype=np.float32)
+        out = np.empty((len(order), width), dtype=np.float32)
         with torch.inference_mode():
             shrink = run_batched(
                 project, order, out, rows_at=rows_at, shrink=self._shrink[what] if learn else 1, what=what

@@ -3,6 +3,7 @@
 from skclip._backbones import BackboneError, TruncatedTextWarning, UnknownWordWarning
 from skclip._media import PictureError
 from skclip.features._clip_features import CLIPFeatures
+from skclip.features._dense_features import DenseCLIPFeatures
 from skclip.features._extraction import MissingDeviceWarning, UnreadablePictureWarning, WorkerStoreWarning
 from skclip.features._store import StoreError, clear_store
 from skclip.features._text_features import CLIPTextFeatures
@@ -11,6 +12,7 @@ __all__ = [
     "BackboneError",
     "CLIPFeatures",
     "CLIPTextFeatures",
+    "DenseCLIPFeatures",
     "MissingDeviceWarning",
     "PictureError",
     "StoreError",

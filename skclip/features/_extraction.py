@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from skclip._backbones import BackboneCard, get_card, load_backbone, resolve_device, resolve_precision, weights_digest
+from skclip._backbones import (
+    BackboneCard,
+    get_card,
+    grid_shape,
+    load_backbone,
+    resolve_device,
+    resolve_precision,
+    weights_digest,
+)
 from skclip._media import (
     PictureError,
     PictureTransform,
@@ -30,7 +39,8 @@ from skclip._media import (
 from skclip.features._store import Store, open_store, row_key
 from skclip.utils import SkclipWarning
 
-_CHUNK = 256  # pictures looked up, read and kept together
+_CHUNK = 256  # pictures looked up, read and kept together, if their rows are not too wide
+_CHUNK_BYTES = 2**26
 _TEXT_CHUNK = 8192
 
 
@@ -105,7 +115,13 @@ _missing_devices: set[str] = set()
 
 
 def encode_pictures(
-    pictures: Sequence[Any], views: Sequence[int], execution: Execution, *, seed: int, on_error: str
+    pictures: Sequence[Any],
+    views: Sequence[int],
+    execution: Execution,
+    *,
+    seed: int,
+    on_error: str,
+    places: bool = False,
 ) -> NDArray[np.float32]:
     """Raw projections of pictures.
 
@@ -117,14 +133,17 @@ def encode_pictures(
     seed : int
         Of the views.
     on_error : {"raise", "nan"}
+    places : bool
+        Whether a row holds the picture and its places, (1 + h * w) * d numbers (`Backbone.encode_places`), instead
+        of the picture alone.
 
     Returns
     -------
     rows : ndarray of shape (n, len(views), d), float32
         One row per picture and view, in input order; NaN for unreadable pictures under "nan".
     """
-    job = _PictureJob(pictures, views, execution, seed)
-    rows = np.empty((len(pictures), len(views), execution.card().dim), dtype=np.float32)
+    job = _PictureJob(pictures, views, execution, seed, places)
+    rows = np.empty((len(pictures), len(views), job.width), dtype=np.float32)
     failures: list[tuple[int, str, str]] = []
     fresh: dict[bytes, NDArray] = {}
     backbone = None
@@ -142,7 +161,8 @@ def encode_pictures(
             if missing:
                 batch = np.stack([chunk.pixels[key] for key in missing])
                 backbone = backbone or execution.backbone()
-                encoded = backbone.encode_images(batch, batch_size=execution.batch_size)
+                encode = backbone.encode_places if places else backbone.encode_images
+                encoded = encode(batch, batch_size=execution.batch_size)
                 job.store.put(missing, encoded)
                 fresh = dict(zip(missing, encoded))
             for (i, v), key in chunk.unfilled:
@@ -189,22 +209,27 @@ class _Chunk:
 class _PictureJob:
     """Everything of one call that does not change from chunk to chunk."""
 
-    def __init__(self, pictures: Sequence[Any], views: Sequence[int], execution: Execution, seed: int) -> None:
+    def __init__(
+        self, pictures: Sequence[Any], views: Sequence[int], execution: Execution, seed: int, places: bool
+    ) -> None:
         card = execution.card()
         self.pictures = pictures
         self.views = list(views)
         self.seed = seed
-        self.dim = card.dim
+        n_tokens = 1 + prod(grid_shape(card)) if places else 1
+        self.width = n_tokens * card.dim
+        self.n_together = max(1, min(_CHUNK, _CHUNK_BYTES // (4 * self.width)))
         self.transform = PictureTransform(card.image_size, card.interpolation, card.resize_mode, card.fill_color)
         self.store: Store = open_store(execution.store)
         self.n_threads = execution.n_threads or min(8, joblib.cpu_count())
-        self._plain = execution.namespace(f"picture {self.transform.key()}")
-        self._augmented = execution.namespace(f"picture {self.transform.key()} crop_flip {seed}")
+        kind = f"{'value path' if places else 'picture'} {self.transform.key()}"
+        self._plain = execution.namespace(kind)
+        self._augmented = execution.namespace(f"{kind} crop_flip {seed}")
         warn_worker(execution.store)
 
     def chunks(self) -> Iterator[_Chunk]:
         """Chunks in order, each prepared while the caller works on the one before."""
-        starts = range(0, len(self.pictures), _CHUNK)
+        starts = range(0, len(self.pictures), self.n_together)
         with ThreadPoolExecutor(self.n_threads) as pool, ThreadPoolExecutor(1) as ahead:
             future = ahead.submit(self._prepare, starts[0], pool)
             for following in [*starts[1:], None]:
@@ -214,14 +239,14 @@ class _PictureJob:
                 yield chunk
 
     def _prepare(self, start: int, pool: Executor) -> _Chunk:
-        items = [self.pictures[i] for i in range(start, min(start + _CHUNK, len(self.pictures)))]
+        items = [self.pictures[i] for i in range(start, min(start + self.n_together, len(self.pictures)))]
         loaded, contents = self._identify(items, pool)
         reasons = {i: str(content) for i, content in enumerate(contents) if isinstance(content, PictureError)}
         places = [(i, v) for i in range(len(items)) if i not in reasons for v in range(len(self.views))]
         keys = [self._key(contents[i], self.views[v]) for i, v in places]
-        chunk = _Chunk(start, np.full((len(items), len(self.views), self.dim), np.nan, dtype=np.float32))
+        chunk = _Chunk(start, np.full((len(items), len(self.views), self.width), np.nan, dtype=np.float32))
         wanted: dict[bytes, list[tuple[int, int]]] = {}
-        for place, key, row, found in zip(places, keys, *self.store.get(keys, self.dim)):
+        for place, key, row, found in zip(places, keys, *self.store.get(keys, self.width)):
             if found:
                 chunk.rows[place] = row
             else:

@@ -1,0 +1,244 @@
+"""`DenseCLIPFeatures`: pictures in, a grid of features out."""
+
+from __future__ import annotations
+
+from math import prod
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import TransformerMixin
+
+from skclip._backbones import DEFAULT_MODEL, get_card, grid_shape
+from skclip._media import check_images
+from skclip.features._clip_features import EXECUTION_CONSTRAINTS
+from skclip.features._extraction import Execution, encode_pictures, plan_execution
+from skclip.utils import SkclipBase
+from skclip.utils._arrays import unit_rows
+from skclip.utils._params import Interval, StrOptions, check_parameters
+
+
+class DenseCLIPFeatures(TransformerMixin, SkclipBase):
+    """Turn pictures into grids of CLIP features: what is where, in the space of the text.
+
+    The image tower's last attention gathers the whole picture into one embedding. Read without it, each place keeps
+    its own, and a place that shows a dog is near "a photo of a dog".
+
+    Parameters
+    ----------
+    model : str, default="ViT-B-32/datacomp_xl_s13b_b90k"
+        As in `CLIPFeatures`. VisionTransformer and ResNet towers of open_clip's own; towers of timm and CoCa cannot be
+        opened.
+    mode : {"value"}, default="value"
+        How a place is read. "value": through the last block with every token attending to itself alone, its residual
+        path and MLP kept [2]_; of a ResNet through the value and output projections of the attention pool.
+    layout : {"grid", "flat"}, default="grid"
+        Shape of the output: a grid for each picture, or one long row, as estimators on matrices take it.
+    global_token : bool, default=False
+        Whether the row of a picture begins with its embedding as a whole, that of `CLIPFeatures`. Takes
+        ``layout="flat"``.
+    normalize : bool, default=True
+        Divide each token by its Euclidean norm.
+    device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
+        Where the model runs; "auto" takes an accelerator if there is one.
+    precision : {"auto", "float32", "bf16", "fp16"}, default="auto"
+        Of the model; "auto" is half precision on accelerators and float32 on CPUs.
+    batch_size : int or "auto", default="auto"
+        Pictures per forward pass; halved as long as an accelerator's memory does not suffice.
+    n_threads : int or None, default=None
+        Threads that read and decode; None means one per core, at most 8.
+    store : "memory", path or None, default="memory"
+        Where features are kept, see `CLIPFeatures`. A picture takes as much room as all its tokens: 0.1 MB of
+        ViT-B-32, 0.4 MB of ViT-B-16, and the memory holds 1 GiB.
+    on_error : {"raise", "nan"}, default="raise"
+        What a picture that cannot be read does, see `CLIPFeatures`.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    grid_shape_ : tuple of int
+        Rows and columns of the grid, (h, w).
+
+    See Also
+    --------
+    CLIPFeatures : One row per picture.
+    skclip.ood.GLMCMDetector : Reads ``layout="flat", global_token=True``.
+
+    Notes
+    -----
+    X is what `CLIPFeatures` takes. Pictures are cropped to the model's size as there, and the grid is that of the crop.
+
+    Cost: one pass of the image tower per new picture gives both the picture and its places.
+
+    References
+    ----------
+    .. [1] C. Zhou, C. C. Loy and B. Dai, "Extract Free Dense Labels from CLIP", ECCV 2022, arXiv:2112.01071.
+    .. [2] A. Miyai, Q. Yu, G. Irie and K. Aizawa, "GL-MCM: Global and Local Maximum Concept Matching for Zero-Shot
+       Out-of-Distribution Detection", IJCV 2025, arXiv:2304.04521.
+
+    Examples
+    --------
+    >>> from skclip.datasets import make_picture_world
+    >>> from skclip.features import DenseCLIPFeatures
+    >>> pictures = make_picture_world(3).images
+    >>> DenseCLIPFeatures("skclip-tiny").fit_transform(pictures).shape
+    (3, 6, 6, 128)
+    >>> DenseCLIPFeatures("skclip-tiny", layout="flat", global_token=True).fit_transform(pictures).shape
+    (3, 4736)
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "model": [str],
+        "mode": [StrOptions({"value"})],
+        "layout": [StrOptions({"grid", "flat"})],
+        "global_token": ["boolean"],
+        "n_threads": [Interval(Integral, 1, None, closed="left"), None],
+        "on_error": [StrOptions({"raise", "nan"})],
+        "verbose": ["verbose"],
+        **EXECUTION_CONSTRAINTS,
+    }
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        mode: str = "value",
+        layout: str = "grid",
+        global_token: bool = False,
+        normalize: bool = True,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | str = "auto",
+        n_threads: int | None = None,
+        store: str | Path | None = "memory",
+        on_error: str = "raise",
+        verbose: int = 0,
+    ) -> None:
+        self.model = model
+        self.mode = mode
+        self.layout = layout
+        self.global_token = global_token
+        self.normalize = normalize
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+        self.n_threads = n_threads
+        self.store = store
+        self.on_error = on_error
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Check the parameters and the model; no picture is read.
+
+        Parameters
+        ----------
+        X : sequence of n pictures
+            Ignored.
+        y : Ignored
+
+        Returns
+        -------
+        self : DenseCLIPFeatures
+
+        Raises
+        ------
+        ValueError
+            If a parameter does not fit, or the image tower of the model cannot be opened.
+        """
+        self._check()
+        if hasattr(self, "_n_features_out"):
+            del self._n_features_out  # what follows is a new fit: a missing device is an error again
+        self._execution()
+        self.grid_shape_ = grid_shape(get_card(self.model))
+        self._n_features_out: int = self._width()
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Grids of features of pictures.
+
+        Parameters
+        ----------
+        X : sequence of n pictures
+
+        Returns
+        -------
+        features : ndarray of shape (n, h, w, d), or (n, n_tokens * d) for ``layout="flat"``, float32
+            Row 0 of a grid is the top of the picture. Flat rows hold token after token, row by row of the grid.
+
+        Raises
+        ------
+        ValueError
+            If X is empty, or a picture cannot be read and ``on_error="raise"``.
+        TypeError
+            If X is a single picture, or an item is not a picture.
+        """
+        self._check()
+        tokens = self._encode(X)
+        if not self.global_token:
+            tokens = tokens[:, 1:]
+        if self.layout == "flat":
+            return tokens.reshape(len(tokens), -1)
+        return tokens.reshape(len(tokens), *grid_shape(get_card(self.model)), -1)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray:
+        """Names ``denseclipfeatures0 ...``, one per column of the flat layout, or per channel of the grid.
+
+        Parameters
+        ----------
+        input_features : Ignored
+
+        Returns
+        -------
+        names : ndarray of str objects
+        """
+        width = self._n_features_out if hasattr(self, "_n_features_out") else self._width()
+        return np.asarray([f"denseclipfeatures{i}" for i in range(width)], dtype=object)
+
+    def load_backbone(self) -> Any:
+        """The model underneath, as `CLIPFeatures.load_backbone` gives it.
+
+        Returns
+        -------
+        Backbone
+        """
+        return self._execution().backbone()
+
+    def _check(self) -> None:
+        check_parameters(self)
+        if self.global_token and self.layout == "grid":
+            raise ValueError('global_token=True has no place in layout="grid"; pass layout="flat".')
+
+    def _encode(self, X: Any) -> NDArray[np.float32]:
+        """Tokens (n, 1 + h * w, d), that of the whole picture first."""
+        pictures, execution = check_images(X), self._execution()
+        rows = encode_pictures(pictures, range(1), execution, seed=0, on_error=self.on_error, places=True)
+        tokens = rows.reshape(-1, get_card(self.model).dim)
+        if self.normalize:
+            tokens = unit_rows(tokens)
+        return tokens.reshape(len(rows), -1, tokens.shape[1])
+
+    def _width(self) -> int:
+        """Columns of the flat layout, channels of the grid."""
+        card = get_card(self.model)
+        if self.layout == "grid":
+            return card.dim
+        return (prod(grid_shape(card)) + bool(self.global_token)) * card.dim
+
+    def _execution(self) -> Execution:
+        return plan_execution(self, self.model, n_threads=self.n_threads, verbose=self.verbose)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_n_features_out")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.transformer_tags.preserves_dtype = []
+        tags.input_tags.two_d_array = False
+        tags.input_tags.one_d_array = True
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        return tags
