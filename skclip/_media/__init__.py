@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from skclip._media._augment import augment
-from skclip._media._reading import PictureError, content_key, load_item, read_picture
+from skclip._media._reading import PictureError, content_key, load_item, read_picture, unknown_file
+from skclip._media._shared import SharedPicture, held_chunks
 from skclip._media._sources import are_pictures, check_images, describe
 from skclip._media._transform import PictureTransform
 
 __all__ = [
     "PictureError",
     "PictureTransform",
+    "SharedPicture",
     "are_pictures",
     "augment",
     "check_images",
     "content_key",
     "describe",
+    "held_chunks",
     "load_item",
     "read_picture",
+    "unknown_file",
 ]

@@ -23,11 +23,13 @@ import io
 import os
 import stat
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from skclip._media._shared import SharedPicture
 from skclip._media._sources import Picture
 
 _ORIENTATION_TAG = 0x0112
@@ -53,6 +55,13 @@ _PIL_LOCKS = [threading.Lock() for _ in range(64)]
 
 class PictureError(ValueError):
     """A picture that cannot be read; the message is the reason alone, without name or position."""
+
+
+def unknown_file(item: Picture) -> Path | None:
+    """Path of a picture whose content nothing has looked at yet; None of one that is no file."""
+    if isinstance(item, SharedPicture):
+        return None if item.is_read else unknown_file(item.source)
+    return Path(item) if isinstance(item, (str, os.PathLike)) else None
 
 
 def load_item(item: Picture) -> Any:
@@ -111,6 +120,8 @@ def read_picture(item: Picture) -> Image.Image:
     PictureError
         With the reason in words.
     """
+    if isinstance(item, SharedPicture):
+        return item.once("picture", lambda: read_picture(_data_of(item)))
     loaded = load_item(item)
     if isinstance(loaded, np.ndarray):
         return _upright_rgb(_from_pixels(loaded))
@@ -132,6 +143,8 @@ def content_key(item: Picture) -> bytes:
     PictureError
         The path or the PIL image cannot be read. Encoded bytes are not decoded.
     """
+    if isinstance(item, SharedPicture):
+        return item.once("key", lambda: content_key(_data_of(item)))
     loaded = load_item(item)
     if isinstance(loaded, (bytes, bytearray, memoryview)):
         return hashlib.blake2b(loaded, digest_size=16, person=b"encoded").digest()
@@ -146,6 +159,10 @@ def content_key(item: Picture) -> bytes:
     digest = hashlib.blake2b(repr(shape).encode(), digest_size=16, person=b"pixels")
     digest.update(pixels)
     return digest.digest()
+
+
+def _data_of(item: SharedPicture) -> Any:
+    return item.once("data", lambda: load_item(item.source))
 
 
 def _from_pixels(pixels: np.ndarray) -> Image.Image:

@@ -10,10 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Picture: TypeAlias = str | os.PathLike[str] | Image.Image | bytes | bytearray | memoryview | NDArray[np.uint8]
-"""One picture: a path, an opened or drawn PIL image, an encoded file's bytes, or uint8 pixels."""
+from skclip._media._shared import SharedPicture
 
-PICTURE_TYPES = (str, os.PathLike, Image.Image, bytes, bytearray, memoryview, np.ndarray)
+Picture: TypeAlias = (
+    str | os.PathLike[str] | Image.Image | bytes | bytearray | memoryview | NDArray[np.uint8] | SharedPicture
+)
+"""One picture: a path, an opened or drawn PIL image, an encoded file's bytes, uint8 pixels, or one of these shared."""
+
+PICTURE_TYPES = (str, os.PathLike, Image.Image, bytes, bytearray, memoryview, np.ndarray, SharedPicture)
 CHANNELS = (1, 3, 4)
 
 _WANTED = (
@@ -93,12 +97,14 @@ def describe(item: Any) -> str:
         return f"{memoryview(item).nbytes} encoded bytes"
     if isinstance(item, np.ndarray):
         return f"{item.dtype} array of shape {item.shape}"
+    if isinstance(item, SharedPicture):
+        return describe(item.source)
     return _a(item)
 
 
 def _as_sequence(X: Any) -> Any:
     """`X` as a list, another sequence, or a (n, H, W, C) array."""
-    if isinstance(X, (str, os.PathLike, Image.Image, bytes, bytearray, memoryview)):
+    if isinstance(X, (str, os.PathLike, Image.Image, bytes, bytearray, memoryview, SharedPicture)):
         raise TypeError(f"X is a single picture ({describe(X)}); pass a list of pictures: [X].")
     if isinstance(X, np.ndarray):
         return _from_array(X)

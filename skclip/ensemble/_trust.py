@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple, Self
 
@@ -14,26 +14,37 @@ from PIL import Image
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import check_cv
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Bunch, get_tags
-from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.metadata_routing import MetadataRouter, process_routing
 from sklearn.utils.metaestimators import _BaseComposition
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skclip.adapters import GDAClassifier, SimilarityVoteClassifier
+from skclip.ensemble._members import (
+    Members,
+    aligned,
+    check_ensemble_target,
+    check_members,
+    check_two_classes,
+    copy_feature_names,
+    copy_input_tags,
+    fit_clone,
+    fit_router,
+    held_out_splits,
+    is_number_of_folds,
+    params_of_fold,
+    readable_members,
+)
 from skclip.features import CLIPFeatures
 from skclip.metrics import confidence_correctness_correlation, expected_calibration_error, overconfidence_rate
-from skclip.utils._arrays import check_weights, take_rows
+from skclip.utils._arrays import take_rows
 from skclip.utils._base import SkclipBase, SkclipWarning, forget_fit
-from skclip.utils._names import check_labels
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
 from skclip.zero_shot import CLIPClassifier
 
-Agents = Sequence[tuple[str, Any]]
 Report = dict[str, dict[str, float]]
 
 RETRIEVER = "retriever"
@@ -181,7 +192,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
 
     def __init__(
         self,
-        agents: Agents | None = None,
+        agents: Members | None = None,
         *,
         retriever: BaseEstimator | None = None,
         n_neighbors: int = 10,
@@ -232,17 +243,17 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
             If no class has two pictures, so that trust cannot be measured.
         """
         check_parameters(self)
-        members = self._checked_agents()
-        y = self._checked_target(X, y)
+        members = check_members(self, "agents", _default_agents(), kind="agent")
+        y = check_ensemble_target(self, X, y)
         forget_fit(self)
         self.classes_, codes = np.unique(y, return_inverse=True)
-        self._check_two_classes(codes, params.get("sample_weight"))
+        check_two_classes(self, self.classes_, codes, params.get("sample_weight"))
         if self.reevaluate != "never":
             members = [*members, (RETRIEVER, self._checked_retriever(members, X))]
         fit_params = self._routed(members, params)
 
         fitted = Parallel(n_jobs=self.n_jobs)(
-            delayed(_fit_clone)(member, X, y, fit_params[name]) for name, member in members
+            delayed(fit_clone)(member, X, y, fit_params[name]) for name, member in members
         )
         held_out = self._held_out(members, fitted, X, y, codes, fit_params)
         self.report_, self.trust_ = self._measured([name for name, _ in members], held_out)
@@ -252,7 +263,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
         self.named_estimators_ = {name: agent for (name, _), agent in zip(members, self.estimators_)}
         self.retriever_ = None if self.reevaluate == "never" else fitted[-1]
         self.y_fit_ = y
-        self._copy_feature_names()
+        copy_feature_names(self, self.estimators_)
         return self
 
     def predict_proba(self, X: Any) -> NDArray:
@@ -366,64 +377,16 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
         MetadataRouter
             `fit` hands metadata to that of the agents and of the retriever.
         """
-        return self._router([*self._agents(), (RETRIEVER, self.retriever)])
+        return fit_router(self, [*self._agents(), (RETRIEVER, self.retriever)])
 
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        inner = [get_tags(agent).input_tags for _, agent in self._agents() if hasattr(agent, "__sklearn_tags__")]
-        if inner:
-            for name in ("one_d_array", "two_d_array", "three_d_array", "string", "allow_nan", "sparse"):
-                setattr(tags.input_tags, name, all(getattr(one, name) for one in inner))
-        return tags
+        return copy_input_tags(super().__sklearn_tags__(), self._agents())
 
-    def _agents(self) -> Agents:
+    def _agents(self) -> Members:
         """Names and classifiers; none where they cannot be read."""
-        if self.agents is None:
-            return [("gda", GDAClassifier(alpha="cv"))]
-        if not _is_list_of_pairs(self.agents):
-            return []
-        return [(name, agent) for name, agent in self.agents if not isinstance(agent, str)]
+        return readable_members(self.agents, _default_agents())
 
-    def _checked_agents(self) -> list[tuple[str, Any]]:
-        agents = list(self._agents())
-        if self.agents is not None:
-            readable = _is_list_of_pairs(self.agents)
-            if not readable or any(isinstance(agent, str) and agent != "drop" for _, agent in self.agents):
-                raise ValueError(f"agents must be a list of (name, classifier) or (name, 'drop'); got {self.agents!r}.")
-            self._validate_names([name for name, _ in self.agents])
-        if not agents:
-            raise ValueError("agents holds no classifier; at least one is needed.")
-        self._check_estimators_are_instances([agent for _, agent in agents])
-        for name, agent in agents:
-            if not is_classifier(agent):
-                raise ValueError(f"agent {name!r}, {agent!r}, is not a classifier.")
-            if not hasattr(agent, "predict_proba"):
-                raise ValueError(
-                    f"agent {name!r}, {agent!r}, has no predict_proba, so its confidence cannot be measured; "
-                    "CalibratedClassifierCV around it gives one."
-                )
-        return agents
-
-    def _checked_target(self, X: Any, y: ArrayLike) -> NDArray:
-        if y is not None and not hasattr(y, "dtype"):
-            y = check_labels(y)
-        y = check_labels(validate_data(self, y=y))
-        if y.dtype.kind == "f":  # other kinds cannot be a regression target, and few shots would draw a warning
-            check_classification_targets(y)
-        check_consistent_length(X, y)
-        if not len(y):
-            raise ValueError("Found 0 sample(s) in X while a minimum of 1 is required.")
-        return y
-
-    def _check_two_classes(self, codes: NDArray, sample_weight: ArrayLike | None) -> None:
-        weights = check_weights(sample_weight, len(codes))
-        present = np.unique(codes if weights is None else codes[weights > 0.0])
-        if len(present) < 2:
-            where = "y holds" if weights is None else "sample_weight leaves"
-            labels = self.classes_[present].tolist()
-            raise ValueError(f"{where} one class only, {labels}; TrustOrchestrator needs at least two classes.")
-
-    def _checked_retriever(self, agents: Agents, X: Any) -> Any:
+    def _checked_retriever(self, agents: Members, X: Any) -> Any:
         if self.retriever is not None:
             if not is_classifier(self.retriever):
                 raise ValueError(f"retriever={self.retriever!r} is not a classifier.")
@@ -440,14 +403,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
             )
         return vote
 
-    def _router(self, members: Agents) -> MetadataRouter:
-        router = MetadataRouter(owner=self)
-        for name, member in members:
-            if member is not None:
-                router.add(**{name: member}, method_mapping=MethodMapping().add(caller="fit", callee="fit"))
-        return router
-
-    def _routed(self, members: Agents, params: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def _routed(self, members: Members, params: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """What the ``fit`` of each member gets of the metadata given to ours."""
         if get_config()["enable_metadata_routing"]:
             routed = process_routing(self, "fit", **params)
@@ -470,7 +426,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
 
     def _held_out(
         self,
-        members: Agents,
+        members: Members,
         fitted: list[Any],
         X: Any,
         y: NDArray,
@@ -495,7 +451,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
                 kept = np.unique(everything)
                 probabilities = _probabilities(own, name, take_rows(X, kept), self.classes_)
                 answers[name] = _Answers(probabilities, codes[kept])
-            elif name == RETRIEVER and _leaves_one_out(own) and _is_number(self.cv):
+            elif name == RETRIEVER and _leaves_one_out(own) and is_number_of_folds(self.cv):
                 probabilities = aligned(_last(own).predict_proba(None), own.classes_, self.classes_, name)
                 answers[name] = _Answers(probabilities[everything], codes[everything])
             else:
@@ -537,14 +493,6 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
                 f"{given!r}."
             )
         return trust
-
-    def _copy_feature_names(self) -> None:
-        """Take over what the agents know about the columns of X."""
-        for attribute in ("n_features_in_", "feature_names_in_"):
-            for agent in self.estimators_:
-                if hasattr(agent, attribute):
-                    setattr(self, attribute, getattr(agent, attribute))
-                    break
 
     def _decide(self, X: Any) -> _Decision:
         check_is_fitted(self)
@@ -627,56 +575,8 @@ def shares(trust: NDArray) -> NDArray:
     return trust / total if total > 0.0 else np.full(len(trust), 1.0 / len(trust))
 
 
-def aligned(probabilities: NDArray, known: NDArray, classes: NDArray, name: str) -> NDArray:
-    """Columns of the labels `known` as columns of `classes`.
-
-    Unknown classes get 0, and what went to labels outside `classes` is shared out in proportion; equally where there
-    is nothing else in a row.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (n, len(known))
-    known, classes : ndarray
-        Labels.
-    name : str
-        Whose answers these are, for the error.
-
-    Returns
-    -------
-    ndarray of shape (n, len(classes)), float64
-
-    Raises
-    ------
-    ValueError
-        If no label is in both.
-    """
-    places = {label: column for column, label in enumerate(classes.tolist())}
-    kept = [(column, places[label]) for column, label in enumerate(np.asarray(known).tolist()) if label in places]
-    if not kept:
-        raise ValueError(f"{name!r} knows the labels {known[:5].tolist()}, but y holds {classes[:5].tolist()}.")
-    columns = np.zeros((len(probabilities), len(classes)))
-    sources, targets = np.array(kept).T
-    columns[:, targets] = probabilities[:, sources]
-    if len(kept) == len(known):
-        return columns
-    totals = columns.sum(axis=1, keepdims=True)
-    return np.divide(columns, totals, out=np.full_like(columns, 1.0 / len(classes)), where=totals > 0.0)
-
-
-def held_out_splits(cv: Any, y: NDArray, codes: NDArray) -> list[tuple[NDArray, NDArray]] | None:
-    """Positions to fit on and to be tried on; None where a number of folds is asked for and no class can be split."""
-    if not _is_number(cv):
-        splits = check_cv(cv, y, classifier=True).split(np.zeros((len(y), 1)), y)
-        return [(np.asarray(train), np.asarray(test)) for train, test in splits]
-    counts = np.bincount(codes)
-    several = np.flatnonzero(counts[codes] > 1)
-    if not several.size:
-        return None
-    alone = np.flatnonzero(counts[codes] == 1)
-    n_folds = min(5 if cv is None else int(cv), int(counts[counts > 1].min()))
-    splitter = check_cv(n_folds, y[several], classifier=True)
-    splits = splitter.split(np.zeros((len(several), 1)), codes[several])
-    return [(np.sort(np.append(several[train], alone)), several[test]) for train, test in splits]
+def _default_agents() -> Members:
+    return [("gda", GDAClassifier(alpha="cv"))]
 
 
 def raw_encoder(agent: Any) -> Any:
@@ -700,10 +600,6 @@ def holds_raw_items(X: Any) -> bool:
     return isinstance(first, (str, bytes, bytearray, os.PathLike, Image.Image))
 
 
-def _fit_clone(member: Any, X: Any, y: NDArray, fit_params: dict[str, Any]) -> Any:
-    return clone(member).fit(X, y, **fit_params)
-
-
 def _fold_answers(
     name: str,
     member: Any,
@@ -714,11 +610,7 @@ def _fold_answers(
     test: NDArray,
     classes: NDArray,
 ) -> NDArray:
-    per_sample = {
-        key: take_rows(value, train) if hasattr(value, "__len__") and len(value) == len(y) else value
-        for key, value in fit_params.items()
-    }
-    fitted = _fit_clone(member, take_rows(X, train), y[train], per_sample)
+    fitted = fit_clone(member, take_rows(X, train), y[train], params_of_fold(fit_params, train, len(y)))
     return _probabilities(fitted, name, take_rows(X, test), classes)
 
 
@@ -752,13 +644,3 @@ def _learns(step: Any) -> bool:
 def _kneighbors(retriever: Any, X: Any) -> tuple[NDArray, NDArray]:
     rows = retriever[:-1].transform(X) if isinstance(retriever, Pipeline) else X
     return _last(retriever).kneighbors(rows)
-
-
-def _is_number(cv: Any) -> bool:
-    return cv is None or isinstance(cv, Integral)
-
-
-def _is_list_of_pairs(agents: Any) -> bool:
-    return isinstance(agents, (list, tuple)) and all(
-        isinstance(agent, (tuple, list)) and len(agent) == 2 and isinstance(agent[0], str) for agent in agents
-    )

@@ -30,11 +30,13 @@ from skclip._backbones import (
 from skclip._media import (
     PictureError,
     PictureTransform,
+    SharedPicture,
     augment,
     content_key,
     describe,
     load_item,
     read_picture,
+    unknown_file,
 )
 from skclip.features._store import Store, open_store, row_key
 from skclip.utils import SkclipWarning
@@ -166,7 +168,9 @@ def encode_pictures(
                 job.store.put(missing, encoded)
                 fresh = dict(zip(missing, encoded))
             for (i, v), key in chunk.unfilled:
-                chunk.rows[i, v] = fresh[key] if key in fresh else known[key]
+                row = fresh[key] if key in fresh else known[key]
+                chunk.rows[i, v] = row
+                _share(pictures[chunk.start + i], key, row)
             rows[chunk.start : chunk.start + len(chunk.rows)] = chunk.rows
             progress.update(len(chunk.rows))
     if failures:
@@ -246,9 +250,18 @@ class _PictureJob:
         keys = [self._key(contents[i], self.views[v]) for i, v in places]
         chunk = _Chunk(start, np.full((len(items), len(self.views), self.width), np.nan, dtype=np.float32))
         wanted: dict[bytes, list[tuple[int, int]]] = {}
-        for place, key, row, found in zip(places, keys, *self.store.get(keys, self.width)):
-            if found:
+        looked_up = []
+        for place, key in zip(places, keys):
+            shared = _shared_row(items[place[0]], key)
+            if shared is None:
+                looked_up.append((place, key))
+            else:
+                chunk.rows[place] = shared
+        rows, found = self.store.get([key for _, key in looked_up], self.width)
+        for (place, key), row, is_there in zip(looked_up, rows, found):
+            if is_there:
                 chunk.rows[place] = row
+                _share(items[place[0]], key, row)
             else:
                 wanted.setdefault(key, []).append(place)
 
@@ -271,7 +284,7 @@ class _PictureJob:
 
     def _identify(self, items: list[Any], pool: Executor) -> tuple[list[Any], list[Any]]:
         """What was read of each item (itself where nothing had to be), and its content key or `PictureError`."""
-        paths = {i: Path(item) for i, item in enumerate(items) if isinstance(item, (str, os.PathLike))}
+        paths = {i: path for i, item in enumerate(items) if (path := unknown_file(item)) is not None}
         known = dict(zip(paths, self.store.known(list(paths.values()))))
         contents: list[Any] = [known.get(i) for i in range(len(items))]
         loaded = list(items)
@@ -303,6 +316,16 @@ class _PictureJob:
 
     def _key(self, content: bytes, view: int) -> bytes:
         return row_key(self._plain if view == 0 else self._augmented, content, view)
+
+
+def _shared_row(item: Any, key: bytes) -> NDArray | None:
+    """The row that another reader of the same picture has made."""
+    return item.rows.get(key) if isinstance(item, SharedPicture) else None
+
+
+def _share(item: Any, key: bytes, row: NDArray) -> None:
+    if isinstance(item, SharedPicture):
+        item.rows[key] = row
 
 
 def _load_and_key(item: Any) -> tuple[Any, bytes | PictureError]:
