@@ -6,10 +6,14 @@ from skclip.ood._gen import GENDetector
 from skclip.ood._gl_mcm import GLMCMDetector
 from skclip.ood._gradnorm import GradNormDetector
 from skclip.ood._kl_matching import KLMatchingDetector
+from skclip.ood._knn import KNNDetector
 from skclip.ood._max_logit import MaxLogitDetector
 from skclip.ood._mcm import MCMDetector
 from skclip.ood._msp import MSPDetector
 from skclip.ood._neg_label import NegLabelDetector
+from skclip.ood._nn_guide import NNGuideDetector
+from skclip.ood._open_set import OpenSetClassifier
+from skclip.ood._outlier_view import OutlierView
 from skclip.ood._react import ReActDetector
 from skclip.ood._residual import ResidualDetector
 from skclip.ood._variance import VarianceDetector
@@ -22,10 +26,14 @@ __all__ = [
     "GLMCMDetector",
     "GradNormDetector",
     "KLMatchingDetector",
+    "KNNDetector",
     "MCMDetector",
     "MSPDetector",
     "MaxLogitDetector",
+    "NNGuideDetector",
     "NegLabelDetector",
+    "OpenSetClassifier",
+    "OutlierView",
     "ReActDetector",
     "ResidualDetector",
     "VarianceDetector",

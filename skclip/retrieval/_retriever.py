@@ -19,7 +19,7 @@ from skclip.metrics._checks import check_count
 from skclip.retrieval._folder import load_folder, save_folder
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._base import SkclipBase, forget_fit
-from skclip.utils._faiss import FLAT, build_index, index_of, index_to_bytes, remember_index, search_index
+from skclip.utils._faiss import FLAT, index_of, replace_index, search_index
 from skclip.utils._names import check_labels
 from skclip.utils._neighbors import most_similar
 from skclip.utils._params import Interval, StrOptions, check_parameters
@@ -468,10 +468,7 @@ class CLIPRetriever(SkclipBase):
 
     def _set_rows(self, rows: NDArray, ids: NDArray) -> None:
         """The fitted state that a search reads."""
-        index = build_index(rows, self.faiss_factory) if self.backend == "faiss" else None
-        remember_index(self, index)
-        # one without approximation is built as fast as it is read
-        self.faiss_index_ = None if index is None or self.faiss_factory == FLAT else index_to_bytes(index)
+        self.faiss_index_ = replace_index(self, rows, self.faiss_factory if self.backend == "faiss" else None)
         self.X_fit_, self.ids_, self.n_samples_fit_ = rows, ids, len(rows)
 
     def _search(self, queries: NDArray, k: int) -> tuple[NDArray, NDArray]:

@@ -138,11 +138,11 @@ Notes
 pictures. O(n d^2 + n K d + d^3) per call.""",
     "bank_search": """\
 device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="cpu"
-    Where the exact search runs: "cpu" with NumPy, others with torch. "auto" is an accelerator where there is one,
-    else NumPy. A detector fitted for a device that the machine lacks warns once and uses NumPy.
+    Where the exact search runs: "cpu" with NumPy, others with torch. "auto" is an accelerator where there is
+    one, else NumPy. A detector fitted for a device that the machine lacks warns once and uses NumPy.
 backend : {"exact", "faiss"}, default="exact"
-    "exact" compares each picture with every row. "faiss" searches with the package faiss-cpu, which is worth its while
-    with an approximate `faiss_factory` on millions of rows, and never runs on `device`.
+    "exact" compares each picture with every row. "faiss" searches with the package faiss-cpu, never on `device`;
+    worth its while with an approximate `faiss_factory` on millions of rows.
 faiss_factory : str, default="Flat"
     What faiss builds, in the words of ``faiss.index_factory``: "Flat" is exact, "IVF4096,Flat" and "HNSW32" are
     approximate.
@@ -170,8 +170,8 @@ ValueError
 
 Notes
 -----
-Each call copies the bank once, builds the index of faiss anew, and scores all pictures of the bank for the threshold,
-O(m^2 d), unless `calibration` holds pictures: add them by the thousand.""",
+Each call copies the bank once, builds the index of faiss anew and, unless `calibration` holds pictures, scores
+all pictures of the bank for the threshold, O(m^2 d): add them by the thousand.""",
     "classifier_": """\
 classifier_ : classifier
     The fitted clone of `classifier`.""",

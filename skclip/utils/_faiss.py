@@ -51,18 +51,22 @@ def build_index(bank: NDArray, factory: str) -> Any:
     return index
 
 
-def index_to_bytes(index: Any) -> NDArray[np.uint8]:
-    """A trained index as an array that can be kept."""
-    return import_faiss().serialize_index(index)
+def replace_index(owner: Any, bank: NDArray, factory: str | None) -> NDArray[np.uint8] | None:
+    """Build the index of a fitted estimator and keep it at hand in this process; without `factory` forget the old one.
 
-
-def remember_index(owner: Any, index: Any) -> None:
-    """Keep the index of a fitted estimator at hand in this process; None forgets it."""
+    Returns
+    -------
+    ndarray of uint8 or None
+        What the estimator must keep for `index_of`: the trained index, None where there is none or where it is built
+        as fast as it is read.
+    """
+    index = None if factory is None else build_index(bank, factory)
     with _lock:
         if index is None:
             _indices.pop(owner, None)
         else:
             _indices[owner] = index
+    return None if index is None or factory == FLAT else import_faiss().serialize_index(index)
 
 
 def index_of(owner: Any, bank: NDArray, kept: NDArray[np.uint8] | None, factory: str) -> Any:

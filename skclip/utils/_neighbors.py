@@ -66,9 +66,7 @@ def largest_products(queries: NDArray, bank: NDArray, n_neighbors: int) -> NDArr
     for rows, columns, found in _products(queries, bank, 2 * queries.dtype.itemsize + 1):
         best = largest[rows]
         candidates = _candidates(found, best.min(axis=1), n_neighbors, columns.start)
-        touched, new = slice(None), found
-        if candidates is not None:
-            touched, new, _ = candidates
+        touched, new, _ = (np.arange(len(best)), found, None) if candidates is None else candidates
         pool = np.concatenate([best[touched], new], axis=1)
         pool.partition(pool.shape[1] - n_neighbors, axis=1)
         best[touched] = pool[:, pool.shape[1] - n_neighbors :]
@@ -104,10 +102,8 @@ def _improve(best: NDArray, places: NDArray, found: NDArray, start: int) -> None
     k, width = best.shape[1], found.shape[1]
     candidates = _candidates(found, best[:, -1], k, start)
     if candidates is None:
-        touched = np.arange(len(best))
-        new, columns = found, np.broadcast_to(np.arange(width), found.shape)
-    else:
-        touched, new, columns = candidates
+        candidates = np.arange(len(best)), found, np.broadcast_to(np.arange(width), found.shape)
+    touched, new, columns = candidates
     if touched.size == 0:
         return
     new_places = start + columns
