@@ -427,6 +427,15 @@ def in_distribution_scores(estimator: Any, X: Any) -> NDArray:
     raise TypeError(f"{name} has neither score_samples nor decision_function, which this score needs.")
 
 
+def accepting_threshold(estimator: Any) -> float | None:
+    """Score of `in_distribution_scores` from which a fitted estimator accepts a picture; None where it has none."""
+    if hasattr(estimator, "score_samples"):
+        offset = getattr(innermost(estimator), "offset_", None)
+        # OneClassSVM keeps it in an array
+        return None if offset is None else float(np.asarray(offset).item())
+    return None if is_classifier(estimator) else 0.0
+
+
 def predicted_classes(estimator: Any, X: Any) -> NDArray | None:
     """Labels that a fitted estimator predicts, whether it refuses the pictures or not; None where it knows none."""
     if hasattr(innermost(estimator), "predict_class"):
