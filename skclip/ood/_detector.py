@@ -221,14 +221,15 @@ def folds(n: int, y: ArrayLike | None) -> list[tuple[NDArray, NDArray]]:
     ValueError
         If a class has a single picture, or there is one picture in all.
     """
-    counts = np.array([n]) if y is None else np.unique(np.asarray(y), return_counts=True)[1]
+    labels, codes = (None, np.zeros(n)) if y is None else np.unique(np.asarray(y), return_inverse=True)
+    counts = np.unique(codes, return_counts=True)[1]
     if counts.min() < 2:
-        what = f"{n} picture (n_samples = {n})" if y is None else "a class with a single picture"
+        alone = labels is not None and n > 1
+        what = f"class {labels.tolist()[counts.argmin()]!r} has" if alone else f"there is, with n_samples = {n},"
         raise ValueError(
-            f'calibration="cv" holds out pictures, but there is {what}. Pass calibration="in_sample", or '
+            f'calibration="cv" holds out pictures, but {what} a single one. Pass calibration="in_sample", or '
             "in-distribution pictures of their own."
         )
     n_folds = int(min(_N_FOLDS, counts.min()))
-    if y is None:
-        return list(KFold(n_folds, shuffle=True, random_state=0).split(np.empty(n)))
-    return list(StratifiedKFold(n_folds, shuffle=True, random_state=0).split(np.empty(n), np.asarray(y)))
+    splitter = KFold if labels is None else StratifiedKFold
+    return list(splitter(n_folds, shuffle=True, random_state=0).split(codes, codes))

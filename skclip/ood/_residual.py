@@ -62,7 +62,7 @@ class ResidualDetector(LinearDetectorMixin, SkclipBase):
     classifier_ : classifier or None
         The fitted clone of `classifier`.
     classes_ : ndarray of shape (K,) or None
-        Those of `classifier_`.
+        Those of `classifier_`; without one the labels of y, sorted, and None without y.
     %(n_features_in_)s
     %(feature_names_in_)s
     %(offset_)s
@@ -148,7 +148,7 @@ class ResidualDetector(LinearDetectorMixin, SkclipBase):
             return
         if params:
             raise TypeError(f"{type(self).__name__}.fit got {sorted(params)}, but has no classifier to take them.")
-        known = check_known(self, X, None)
+        known = check_known(self, X, y)
         self.classifier_ = None
         # a head of no classes: its origin is 0
         self.coef_, self.intercept_, self.unit_rows_ = head = LinearHead(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.utils import Bunch
 
+from skclip._backbones._open_clip import import_open_clip
 from skclip.utils._arrays import unit_rows
 
 
@@ -79,3 +80,10 @@ def cluster_means():
 def clusters():
     """``clusters(seed)``: multi-cluster classes and unknown clusters of their own."""
     return lambda seed=0: _cluster_world(seed)
+
+
+@pytest.fixture(scope="session")
+def pytorch_ood():
+    """Its detectors, which give outliers the larger score; declared first is what torchvision lacks."""
+    import_open_clip()
+    return pytest.importorskip("pytorch_ood.detector")
