@@ -125,8 +125,8 @@ def continued_moments(estimator: Any, X: Any, y: ArrayLike | None, classes: Arra
     Raises
     ------
     ValueError
-        If the first chunk has y without `classes`, or the other way round, a later one has labels where the first had
-        none, or the other way round, `classes` change, or y holds another label.
+        If there are `classes` but no y, a chunk has labels where the first had none, or the other way round, `classes`
+        change, or y holds another label.
     """
     first = not hasattr(estimator, "offset_")
     if not first and not hasattr(estimator, "moments_"):
@@ -138,6 +138,8 @@ def continued_moments(estimator: Any, X: Any, y: ArrayLike | None, classes: Arra
         check_directions(X, codes, np.array(["in-distribution"]), n_views)
         estimator.classes_ = None
     else:
+        if first and classes is None:
+            classes = np.unique(check_target(estimator, y))
         X, codes, _, n_views, _ = check_chunk(estimator, X, y, classes, None, first=first, n_least=1)
     if first:
         moments = ClassMoments.empty(1 if y is None else len(estimator.classes_), estimator.n_features_in_)
@@ -187,11 +189,15 @@ def nearest_distances(X: NDArray, gaussians: Sequence[Gaussians], device: torch.
     import torch
 
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    there = [Gaussians(*(torch.tensor(array, dtype=dtype, device=device) for array in known)) for known in gaussians]
+
+    def there(array: NDArray) -> Any:
+        return torch.tensor(array, dtype=dtype, device=device)
+
+    moved: list[Any] = [Gaussians(*map(there, known)) for known in gaussians]
     for part in _blocks(X, gaussians):
-        rows = torch.tensor(unit_rows(X[part].astype(np.float64)), dtype=dtype, device=device)
-        for column, known in enumerate(there):
-            distances[part, column] = _nearest_on_device(rows, known).cpu().numpy()
+        tensor = there(unit_rows(X[part].astype(np.float64)))
+        for column, known in enumerate(moved):
+            distances[part, column] = _nearest_on_device(tensor, known).cpu().numpy()
     return distances
 
 
@@ -270,7 +276,9 @@ def exact_tail(bounds: NDArray, share: float, score: Callable[[NDArray], NDArray
     bounds[first] = np.inf
     # the quantile is not above the largest of these, so all that may lie below that is scored, too
     second = np.flatnonzero(bounds <= lowest.max())
-    bounds[first], bounds[second] = lowest, score(second)
+    if second.size:
+        bounds[second] = score(second)
+    bounds[first] = lowest
     return bounds
 
 

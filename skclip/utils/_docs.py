@@ -119,7 +119,7 @@ X : array-like of shape (n, d) or (n, V, d)
 y : array-like of shape (n,), default=None
     Their labels, all among `classes`; None in every chunk is one class.
 classes : array-like of shape (K,), default=None
-    All labels that will come; needed with the first y. A class without rows yet has no part in the score.
+    All labels that will come; None is those of the first y. A class without rows yet has no part in the score.
 
 %(self)s
 
@@ -129,8 +129,7 @@ AttributeError
     If `covariance` is no function of sums over rows ("empirical", "ks" and "oas" are), or `calibration` is "cv",
     which holds rows out.
 ValueError
-    If the first y comes without `classes`, they change, y holds another label, or some chunks have y and others
-    not.
+    If `classes` change, y holds another label, or some chunks have y and others not.
 
 Notes
 -----
