@@ -61,6 +61,8 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
     ----------
     grid_shape_ : tuple of int
         Rows and columns of the grid, (h, w).
+    n_tokens_ : int
+        Tokens of each picture, ``h * w``; one more with `global_token`.
 
     See Also
     --------
@@ -153,6 +155,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
             del self._n_features_out  # what follows is a new fit: a missing device is an error again
         self._execution()
         self.grid_shape_ = grid_shape(get_card(self.model))
+        self.n_tokens_ = self._n_tokens()
         self._n_features_out: int = self._width()
         return self
 
@@ -222,10 +225,11 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
 
     def _width(self) -> int:
         """Columns of the flat layout, channels of the grid."""
-        card = get_card(self.model)
-        if self.layout == "grid":
-            return card.dim
-        return (prod(grid_shape(card)) + bool(self.global_token)) * card.dim
+        width = get_card(self.model).dim
+        return width * self._n_tokens() if self.layout == "flat" else width
+
+    def _n_tokens(self) -> int:
+        return prod(grid_shape(get_card(self.model))) + bool(self.global_token)
 
     def _execution(self) -> Execution:
         return plan_execution(self, self.model, n_threads=self.n_threads, verbose=self.verbose)

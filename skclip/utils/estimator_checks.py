@@ -154,16 +154,18 @@ def check_init_is_a_record(estimator: Any) -> None:
 
 
 def check_rows(estimator: Any) -> None:
-    """One finite row per input; of a transformer float32, and unit rows where it normalises."""
+    """One finite row per input; of a transformer float32, and of unit tokens where it normalises."""
     X, y = _data(estimator)
-    rows = _answer(_fit(_fresh(estimator), X, y), X)
+    made = _fit(_fresh(estimator), X, y)
+    rows = _answer(made, X)
     assert rows.shape[0] == len(X)
     assert np.isfinite(rows).all()
     if not is_classifier(estimator):
         assert rows.ndim == 2
         assert rows.dtype == np.float32
         if estimator.get_params().get("normalize"):
-            assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=ATOL)
+            tokens = rows.reshape(len(X), getattr(made, "n_tokens_", 1), -1)
+            assert_allclose(np.linalg.norm(tokens, axis=2), 1.0, atol=ATOL)
 
 
 def check_fit_twice(estimator: Any) -> None:
