@@ -391,15 +391,27 @@ def _of_ood_scores(metric: Measure) -> Measure:
         scores = in_distribution_scores(estimator, X)
         if X_out is not None:
             return metric(scores, in_distribution_scores(estimator, X_out), **options)
-        signs = np.asarray(y)
-        if signs.dtype.kind not in "if" or set(np.unique(signs).tolist()) != {-1, 1}:
-            raise ValueError(
-                "Without X_out, y must hold 1 (in distribution) and -1 (not), and both; got "
-                f"{np.unique(signs)[:5].tolist()}."
-            )
-        return metric(scores[signs == 1], scores[signs == -1], **options)
+        return metric(*split_by_sign(scores, y), **options)
 
     return measure
+
+
+def split_by_sign(scores: NDArray, y: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Scores of the pictures that y calls 1, in distribution, and of those that it calls -1.
+
+    Raises
+    ------
+    ValueError
+        If y holds anything else, or not both, or has another length.
+    """
+    signs = np.asarray(y)
+    if signs.dtype.kind not in "if" or set(np.unique(signs).tolist()) != {-1, 1}:
+        raise ValueError(
+            "Without X_out, y must hold 1 (in distribution) and -1 (not), and both; got "
+            f"{np.unique(signs)[:5].tolist()}."
+        )
+    check_same_length(X=scores, y=signs)
+    return scores[signs == 1], scores[signs == -1]
 
 
 def _oscr_score(estimator: Any, X: Any, y: ArrayLike, *, X_out: Any) -> float:
