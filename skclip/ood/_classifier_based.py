@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import get_config
 from sklearn.base import clone, is_classifier
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
@@ -200,7 +201,13 @@ def fit_classifier(estimator: Any, X: Any, y: ArrayLike | None, **params: Any) -
 
 
 def _needs_labels(classifier: Any) -> bool:
-    return not isinstance(classifier, FrozenEstimator) and get_tags(classifier).target_tags.required
+    if isinstance(classifier, FrozenEstimator):
+        return False
+    if isinstance(classifier, Pipeline):
+        return _needs_labels(classifier[-1])
+    # the tags of a search do not tell
+    inner = getattr(classifier, "estimator", None)
+    return get_tags(classifier).target_tags.required or (inner is not None and _needs_labels(inner))
 
 
 def _routed(estimator: Any, classifier: Any, params: dict[str, Any]) -> dict[str, Any]:

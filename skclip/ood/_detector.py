@@ -224,8 +224,9 @@ def folds(n: int, y: ArrayLike | None) -> list[tuple[NDArray, NDArray]]:
     labels, codes = (None, np.zeros(n)) if y is None else np.unique(np.asarray(y), return_inverse=True)
     counts = np.unique(codes, return_counts=True)[1]
     if counts.min() < 2:
-        alone = labels is not None and n > 1
-        what = f"class {labels.tolist()[counts.argmin()]!r} has" if alone else f"there is, with n_samples = {n},"
+        what = f"there is, with n_samples = {n},"
+        if labels is not None and n > 1:
+            what = f"class {labels.tolist()[counts.argmin()]!r} has"
         raise ValueError(
             f'calibration="cv" holds out pictures, but {what} a single one. Pass calibration="in_sample", or '
             "in-distribution pictures of their own."

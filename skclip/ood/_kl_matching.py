@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
@@ -73,7 +72,7 @@ class KLMatchingDetector(LogitDetectorMixin, SkclipBase):
 
     def _learn(self, X: Any, y: ArrayLike | None, **params: Any) -> None:
         super()._learn(X, y, **params)
-        self.templates_ = mean_posteriors(softmax(self._logits(X).astype(np.float64), axis=1))
+        self.templates_ = mean_posteriors(self._logits(X))
 
     def _score_logits(self, logits: NDArray) -> NDArray:
         return match_posteriors(softmax(logits, axis=1), self.templates_)

@@ -52,7 +52,8 @@ class ReActDetector(LinearDetectorMixin, SkclipBase):
 
     Notes
     -----
-    Depends on the coordinates of the features. Cost: O(n d) at fit beside the classifier, O(K d) a picture.
+    Depends on the coordinates of the features. Cost: O(n d) time at fit beside the
+    classifier, and twice the memory of the training features in float64; O(K d) a picture.
 
     References
     ----------

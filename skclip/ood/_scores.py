@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr, logsumexp, softmax
 
+from skclip.utils._arrays import row_batches
+from skclip.utils._moments import class_sums
+
 # what a probability of a template counts as at least: one that is 0 would make every divergence infinite
 _SMALLEST_PROBABILITY = 1e-12
 
@@ -47,14 +50,16 @@ def generalized_entropy(probabilities: NDArray, gamma: float = 0.1, n_largest: i
     return -terms.sum(axis=1)
 
 
-def mean_posteriors(probabilities: NDArray) -> NDArray:
-    """Mean probabilities of the rows with the same largest one, (K, K); row j is one-hot where no row has the j-th."""
-    n_classes = probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    counts = np.bincount(predicted, minlength=n_classes)
-    members = np.equal.outer(np.arange(n_classes), predicted).astype(probabilities.dtype)
-    means = members @ probabilities / np.maximum(counts, 1)[:, None]
-    return np.where(counts[:, None] > 0, means, np.eye(n_classes))
+def mean_posteriors(logits: NDArray) -> NDArray:
+    """Mean softmax of the rows with the same largest logit, (K, K); row j is one-hot where no row has the j-th."""
+    n_classes = logits.shape[1]
+    sums, counts = np.zeros((n_classes, n_classes)), np.zeros((n_classes, 1))
+    for part in row_batches(len(logits), 32 * n_classes):
+        probabilities = softmax(logits[part].astype(np.float64), axis=1)
+        predicted = probabilities.argmax(axis=1)
+        sums += class_sums(probabilities, predicted, n_classes)
+        counts[:, 0] += np.bincount(predicted, minlength=n_classes)
+    return np.where(counts > 0.0, sums / np.maximum(counts, 1.0), np.eye(n_classes))
 
 
 def match_posteriors(probabilities: NDArray, templates: NDArray) -> NDArray:

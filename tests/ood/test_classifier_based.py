@@ -7,8 +7,10 @@ import pytest
 import sklearn
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -181,13 +183,20 @@ def test_prototypes_are_a_classifier(cls):
 def test_labels_are_needed_to_fit_a_classifier(cls):
     with pytest.raises(ValueError, match=rf"{cls.__name__} needs y, .* LogisticRegression; got None. Wrap"):
         cls(LogisticRegression()).fit(X)
+    for hidden in (
+        make_pipeline(StandardScaler(), LogisticRegression()),
+        GridSearchCV(LogisticRegression(), {"C": [1.0]}),
+    ):
+        with pytest.raises(ValueError, match=rf"{cls.__name__} needs y, .* {type(hidden).__name__}; got None. Wrap"):
+            cls(hidden).fit(X)
     frozen = FrozenEstimator(LogisticRegression().fit(X, Y))
     assert cls(frozen).fit(X).classifier_ is frozen
+    assert cls(make_pipeline(frozen)).fit(X).classifier_[0] is frozen
 
 
 def test_what_is_no_classifier():
     with pytest.raises(TypeError, match=r"classifier=Ridge\(\) is not a classifier"):
-        MSPDetector(sklearn.linear_model.Ridge()).fit(X, Y)
+        MSPDetector(Ridge()).fit(X, Y)
     with pytest.raises(ValueError, match="fit a classifier before freezing it"):
         MSPDetector(FrozenEstimator(ZeroShotClassifier(prototypes=TEXT))).fit(X)
 
@@ -201,7 +210,7 @@ def test_the_classifier_is_cloned():
 
 def test_unfitted_detectors_say_so():
     for call in ("predict_class", "score_samples", "predict", "calibrate"):
-        with pytest.raises(sklearn.exceptions.NotFittedError):
+        with pytest.raises(NotFittedError):
             getattr(MSPDetector(TEXT), call)(X)
 
 
@@ -275,7 +284,7 @@ def test_metadata_routing(calibration):
         detector = MSPDetector(asking, calibration=calibration).fit(X, Y, sample_weight=weights, labels_of_marks=Y)
         np.testing.assert_array_equal(detector.classifier_.given_["sample_weight"], weights)
         np.testing.assert_array_equal(detector.classifier_.given_["marks"], Y)
-        with pytest.raises(sklearn.exceptions.UnsetMetadataPassedError, match="sample_weight"):
+        with pytest.raises(UnsetMetadataPassedError, match="sample_weight"):
             MSPDetector(WeighingClassifier()).fit(X, Y, sample_weight=weights)
         routing = detector.get_metadata_routing()
         assert routing.consumes("fit", ["sample_weight", "labels_of_marks"]) == {"sample_weight", "labels_of_marks"}
@@ -286,7 +295,7 @@ def test_metadata_routing(calibration):
             StandardScaler().set_fit_request(sample_weight=False),
             LogisticRegression().set_fit_request(sample_weight=True),
         )
-        search = sklearn.model_selection.GridSearchCV(
+        search = GridSearchCV(
             MSPDetector(inner), {"temperature": [1.0, 2.0]}, scoring=lambda estimator, X, y: 0.0, cv=2
         )
         fitted = search.fit(X, Y, sample_weight=weights).best_estimator_.classifier_[-1]
