@@ -63,13 +63,8 @@ def largest_products(queries: NDArray, bank: NDArray, n_neighbors: int) -> NDArr
     O(n m d) time. Temporaries stay within scikit-learn's ``working_memory``.
     """
     largest = np.full((len(queries), n_neighbors), -np.inf, dtype=queries.dtype)
-    for rows, columns, found in _products(queries, bank, 2 * queries.dtype.itemsize + 1):
-        best = largest[rows]
-        candidates = _candidates(found, best.min(axis=1), n_neighbors, columns.start)
-        touched, new, _ = (np.arange(len(best)), found, None) if candidates is None else candidates
-        pool = np.concatenate([best[touched], new], axis=1)
-        pool.partition(pool.shape[1] - n_neighbors, axis=1)
-        best[touched] = pool[:, pool.shape[1] - n_neighbors :]
+    for rows, columns, found in _products(queries, bank, queries.dtype.itemsize + 9):
+        _enlarge(largest[rows], found, columns.start)
     return largest
 
 
@@ -97,8 +92,19 @@ def _products(queries: NDArray, bank: NDArray, bytes_per_entry: int) -> Iterator
         yield rows, columns, np.matmul(queries[rows], bank[columns].T.astype(queries.dtype, copy=False), out=found)
 
 
+def _enlarge(best: NDArray, found: NDArray, start: int) -> None:
+    """Let the columns of `found`, bank rows `start` onwards, into `best`, in place."""
+    k = best.shape[1]
+    candidates = _candidates(found, best.min(axis=1), k, start)
+    touched, new, _ = (np.arange(len(best)), found, None) if candidates is None else candidates
+    pool = np.concatenate([best[touched], new], axis=1)
+    surplus = pool.shape[1] - k
+    pool.partition(surplus, axis=1)
+    best[touched] = pool[:, surplus:]
+
+
 def _improve(best: NDArray, places: NDArray, found: NDArray, start: int) -> None:
-    """Let the columns of `found`, bank rows `start` onwards, into `best` and `places`, in place."""
+    """`_enlarge` that keeps `best` sorted and the `places` of its entries beside it."""
     k, width = best.shape[1], found.shape[1]
     candidates = _candidates(found, best[:, -1], k, start)
     if candidates is None:
@@ -141,6 +147,8 @@ def _candidates(found: NDArray, kth: NDArray, k: int, start: int) -> tuple[NDArr
     elif start == 0 and 4 * k <= width:
         good = found >= _lower_bound(found, k)
     else:
+        return None
+    if np.count_nonzero(good) > _FEW * good.size:
         return None
     hits = np.flatnonzero(good)
     counts = np.bincount(hits // width, minlength=n)

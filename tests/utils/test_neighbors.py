@@ -8,7 +8,7 @@ from sklearn import config_context
 from sklearn.neighbors import NearestNeighbors
 
 from skclip.utils._arrays import unit_rows
-from skclip.utils._neighbors import most_similar, tiles
+from skclip.utils._neighbors import largest_products, most_similar, tiles
 
 
 def by_sorting(queries, bank, k):
@@ -32,6 +32,8 @@ def test_equals_a_stable_sort_with_ties_and_in_blocks(working_memory, n, m, k):
     queries, bank = whole_numbers(n, m)
     with config_context(working_memory=working_memory):
         found = most_similar(queries, bank, k)
+        values = largest_products(queries, bank, k)
+    np.testing.assert_array_equal(np.sort(values)[:, ::-1], found[0])
     for ours, expected in zip(found, by_sorting(queries, bank, k)):
         np.testing.assert_array_equal(ours, expected)
 
@@ -40,8 +42,21 @@ def test_equals_a_stable_sort_with_ties_and_in_blocks(working_memory, n, m, k):
 def test_banks_in_the_worst_order(order):
     line = {"ascending": np.arange(30_000), "descending": -np.arange(30_000), "constant": np.ones(30_000)}[order]
     queries, bank = np.array([[1.0], [2.0]]), line[:, None].astype(float)
-    for ours, expected in zip(most_similar(queries, bank, 7), by_sorting(queries, bank, 7)):
+    found = by_sorting(queries, bank, 7)
+    for ours, expected in zip(most_similar(queries, bank, 7), found):
         np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_array_equal(np.sort(largest_products(queries, bank, 7))[:, ::-1], found[0])
+
+
+def test_one_query_with_many_candidates_among_many_with_few():
+    rng = np.random.default_rng(0)
+    bank = np.eye(3)[rng.integers(0, 2, 20_000)] * rng.permutation(20_000)[:, None]
+    bank[:, 2] = np.arange(20_000)
+    queries = np.vstack([np.eye(3)[rng.integers(0, 2, 99)], [[0.0, 0.0, 1.0]]])
+    found = by_sorting(queries, bank, 40)
+    for ours, expected in zip(most_similar(queries, bank, 40), found):
+        np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_array_equal(np.sort(largest_products(queries, bank, 40))[:, ::-1], found[0])
 
 
 def test_equals_scikit_learn():
@@ -59,24 +74,30 @@ def test_types_follow_the_queries():
         similarities, indices = most_similar(queries.astype(dtype), bank, 4)
         assert similarities.dtype == dtype
         assert indices.dtype == np.intp
+        assert largest_products(queries.astype(dtype), bank, 4).dtype == dtype
 
 
 def test_no_queries():
     similarities, indices = most_similar(np.empty((0, 3)), np.eye(3), 2)
     assert similarities.shape == indices.shape == (0, 2)
+    assert largest_products(np.empty((0, 3)), np.eye(3), 2).shape == (0, 2)
 
 
-def test_memory_stays_within_its_limit():
+@pytest.mark.parametrize("search", [most_similar, largest_products])
+@pytest.mark.parametrize("order", ["random", "ascending"])
+def test_memory_stays_within_its_limit(search, order):
     rng = np.random.default_rng(0)
-    queries, bank = rng.normal(size=(1000, 4)), rng.normal(size=(40_000, 4))
+    queries, bank = np.abs(rng.normal(size=(1000, 4))), rng.normal(size=(40_000, 4))
+    if order == "ascending":  # every tile is better than all before
+        bank = np.linspace(0.0, 1.0, 40_000)[:, None] * np.ones(4)
     with config_context(working_memory=4):
         tracemalloc.start()
         try:
-            most_similar(queries, bank, 5)
+            search(queries, bank, 5)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-    assert peak < 8 * 2**20  # the whole matrix: 305 MiB
+    assert peak < 5 * 2**20  # the whole matrix: 305 MiB
 
 
 @pytest.mark.parametrize("working_memory", [1024, 1, 0.0001])
