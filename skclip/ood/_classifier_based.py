@@ -59,7 +59,7 @@ class LogitDetectorMixin(DetectorMixin):
 
         %(fitted_detector)s
         TypeError
-            If `classifier` is none, or offers too little for the score.
+            If `classifier` is no classifier, or offers probabilities only where the score needs logits.
         """
         return self._fit(X, y, params)
 

@@ -318,6 +318,17 @@ def test_tags_are_those_of_the_classifier():
     assert get_tags(MSPDetector(TEXT)).input_tags.three_d_array
 
 
+@pytest.mark.parametrize("cls", [*LINEAR, ResidualDetector])
+def test_persistence_without_pickle(cls):
+    skops = pytest.importorskip("skops.io")
+    detector = cls().fit(X, Y)
+    stored = skops.dumps(detector)
+    foreign = skops.get_untrusted_types(data=stored)
+    assert all(name.startswith("skclip.") for name in foreign)
+    loaded = skops.loads(stored, trusted=foreign)
+    np.testing.assert_array_equal(loaded.decision_function(X), detector.decision_function(X))
+
+
 class ConstantClassifier(ClassifierMixin, BaseEstimator):
     """Knows two classes, whatever it is shown."""
 
