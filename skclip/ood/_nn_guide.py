@@ -149,18 +149,18 @@ class NNGuideDetector(LogitDetectorMixin, SkclipBase):
         rows, n_views = check_rows(self, X, reset=False)
         if y is not None:
             check_consistent_length(rows[::n_views], y)
-        self._add(X, rows, n_views)
+        self._add(X, rows, n_views, stacklevel=4)
         self.offset_ = self._offset(threshold_scores(self))
         return self
 
     def _learn(self, X: Any, y: ArrayLike | None, **params: Any) -> None:
         rows, n_views = check_rows(self, X, reset=True)
         fit_classifier(self, X, y, **params)
-        self._add(X, rows, n_views)
+        self._add(X, rows, n_views, stacklevel=6)
 
-    def _add(self, X: Any, rows: NDArray, n_views: int) -> None:
+    def _add(self, X: Any, rows: NDArray, n_views: int, *, stacklevel: int) -> None:
         energies = self._energies(X, rows)
-        _check_energies(self.classifier_, energies)
+        _check_energies(self.classifier_, energies, stacklevel)
         add_rows(self, unit_rows(rows) * energies[:, None].astype(rows.dtype), n_views)
         self.energies_ = np.concatenate([getattr(self, "energies_", np.empty(0)), energies])
 
@@ -197,7 +197,7 @@ class NNGuideDetector(LogitDetectorMixin, SkclipBase):
         return largest_in_bank(self, queries, pictures).mean(axis=1, dtype=np.float64)
 
 
-def _check_energies(classifier: Any, energies: NDArray) -> None:
+def _check_energies(classifier: Any, energies: NDArray, stacklevel: int) -> None:
     bad = np.flatnonzero(~np.isfinite(energies))
     if bad.size:
         raise ValueError(f"The logits of {type(classifier).__name__} have energy {energies[bad[0]]} for row {bad[0]}.")
@@ -208,5 +208,5 @@ def _check_energies(classifier: Any, energies: NDArray) -> None:
             f"{energies.min():.3g}), which turns their guidance around. Take a classifier with larger logits, such as "
             "class text with its scale of 100, or without guidance EnergyDetector or KNNDetector.",
             SkclipWarning,
-            stacklevel=5,
+            stacklevel=stacklevel,
         )

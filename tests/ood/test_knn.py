@@ -10,7 +10,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip.metrics import ood_auroc
 from skclip.ood import EnergyDetector, KNNDetector, MCMDetector, MSPDetector
-from skclip.utils._arrays import unit_rows
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 10)) + 1.0
