@@ -442,7 +442,8 @@ def in_distribution_scores(estimator: Any, X: Any) -> NDArray:
 def accepting_threshold(estimator: Any) -> float | None:
     """Score of `in_distribution_scores` from which a fitted estimator accepts a picture; None where it has none."""
     if hasattr(estimator, "score_samples"):
-        offset = getattr(innermost(estimator), "offset_", None)
+        inner = innermost(estimator)
+        offset = getattr(inner, "offset_", getattr(inner, "threshold_", None))
         # OneClassSVM keeps it in an array
         return None if offset is None else float(np.asarray(offset).item())
     return None if is_classifier(estimator) else 0.0

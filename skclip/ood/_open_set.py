@@ -253,11 +253,26 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
         -------
         ndarray of shape (n,)
         """
-        check_is_fitted(self)
-        labels = np.asarray(self.classifier_.predict(X))
+        labels = self.predict_class(X)
         answers = np.concatenate([labels, np.array([self.reject_label_])])  # of a type that holds both
         answers[:-1][~self.is_known(X)] = self.reject_label_
         return answers[:-1]
+
+    def predict_class(self, X: Any) -> NDArray:
+        """Label of each picture, whether it would be refused or not.
+
+        Parameters
+        ----------
+        X : object
+            Pictures, as `fit` takes them.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Of `classes_`, never `reject_label_`.
+        """
+        check_is_fitted(self)
+        return np.asarray(self.classifier_.predict(X))
 
     def is_known(self, X: Any) -> NDArray:
         """Whether each picture is answered, ``score_samples(X) >= threshold_``.

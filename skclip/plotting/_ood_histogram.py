@@ -33,7 +33,7 @@ class OODHistogramDisplay:
     scores_out : array-like of shape (m,) or {name: array-like}
         Scores of one set of other pictures, or of several.
     threshold : float, default=None
-        Score from which a picture is accepted.
+        Score from which a picture is accepted; not drawn where it is infinite.
     name : str, default=None
         Name of the detector, below the scores.
 
@@ -207,7 +207,8 @@ class OODHistogramDisplay:
         if ax is None:
             _, ax = plt.subplots(figsize=(9.2 if beside else 6.4, 4.2), layout="constrained")
         self.ax_, self.figure_ = ax, ax.figure
-        edges = _edges([inside, *sets.values()], self.threshold, bins)
+        threshold = self.threshold if self.threshold is not None and np.isfinite(self.threshold) else None
+        edges = _edges([inside, *sets.values()], threshold, bins)
         self.known_bars_ = self._draw("known", inside, edges, {**_style(0, 0.35), **kwargs})
         opacity = 0.2 if len(sets) <= _MOST_FILLED else 0.0
         self.unknown_bars_ = {
@@ -215,7 +216,7 @@ class OODHistogramDisplay:
             for i, (of_set, scores) in enumerate(sets.items(), start=1)
         }
         highest = max(bar.get_data().values.max() for bar in (self.known_bars_, *self.unknown_bars_.values()))
-        self.threshold_line_ = self._draw_threshold(inside, highest)
+        self.threshold_line_ = self._draw_threshold(threshold, inside, highest)
         name = self.name if name is None else name
         ax.set(
             xlim=(edges[0], edges[-1]),
@@ -225,7 +226,7 @@ class OODHistogramDisplay:
             ylabel="share of pictures",
         )
         spare_axes(ax)
-        lines = 0 if beside else len(sets) + 1 + (self.threshold is not None)
+        lines = 0 if beside else len(sets) + 1 + (threshold is not None)
         ax.set_ylim(0.0, highest / (0.95 - _LINE_HEIGHT * lines))  # the legend lies above the bars
         place: Any = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {"loc": "upper left"}
         ax.legend(frameon=False, **place)
@@ -235,12 +236,12 @@ class OODHistogramDisplay:
         counts = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0]
         return self.ax_.stairs(counts / len(scores), edges, fill=True, label=label, **style)
 
-    def _draw_threshold(self, inside: NDArray, highest: float) -> Any:
-        if self.threshold is None:
+    def _draw_threshold(self, threshold: float | None, inside: NDArray, highest: float) -> Any:
+        if threshold is None:
             return None
-        kept = 100.0 * np.mean(inside >= self.threshold)
+        kept = 100.0 * np.mean(inside >= threshold)
         label = f"threshold (keeps {kept:.0f} % of the known)"
-        return self.ax_.vlines(self.threshold, 0.0, highest, color=GRAY, linestyle="--", linewidth=1.5, label=label)
+        return self.ax_.vlines(threshold, 0.0, highest, color=GRAY, linestyle="--", linewidth=1.5, label=label)
 
 
 def _edges(sets: list[NDArray], threshold: float | None, bins: int) -> NDArray:

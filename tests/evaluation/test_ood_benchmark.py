@@ -27,7 +27,16 @@ from skclip.adapters import GDAClassifier
 from skclip.evaluation import ood_benchmark, ood_table
 from skclip.features import CLIPFeatures
 from skclip.metrics import detection_error, fpr_at_tpr, ood_aupr, ood_auroc, oscr_score
-from skclip.ood import MSPDetector
+from skclip.ood import (
+    EnergyDetector,
+    KNNDetector,
+    MahalanobisDetector,
+    MaxLogitDetector,
+    MCMDetector,
+    MSPDetector,
+    OpenSetClassifier,
+    RelativeMahalanobisDetector,
+)
 from skclip.utils import SkclipWarning
 from skclip.utils.estimator_checks import NearestMeanClassifier
 
@@ -197,6 +206,15 @@ def test_open_set_figures():
     assert frame.loc[("msp", "beside"), "accuracy"] == np.mean(Y[TEST] == predicted)
     assert frame.loc[("msp", "beside"), "detection_error"] == detection_error(*pair)
     assert frame.loc[("lr", "mean"), "accuracy"] == LogisticRegression().fit(X[TRAIN], Y[TRAIN]).score(X[TEST], Y[TEST])
+    # an open-set classifier answers with a label of its own; what it would have said counts
+    open_set = OpenSetClassifier(NearestMeanClassifier(), MSPDetector(), tpr=0.5)
+    metrics = ["oscr", "accuracy", "accepted_in", "accepted_out"]
+    row = ood_benchmark({"it": open_set}, LABELLED, SETS, metrics=metrics).set_index("set").loc["beside"]
+    refusing = open_set.fit(X[TRAIN], Y[TRAIN])
+    assert row["oscr"] == frame.loc[("msp", "beside"), "oscr"]
+    assert row["accuracy"] == frame.loc[("msp", "beside"), "accuracy"] > refusing.score(X[TEST], Y[TEST])
+    assert row["accepted_in"] == np.mean(refusing.is_known(X[TEST])) < 0.8
+    assert row["accepted_out"] == np.mean(refusing.predict(SETS["beside"]) != refusing.reject_label_)
     assert np.isnan(frame.loc["away", ["oscr", "accuracy"]].to_numpy(dtype=float)).all()
     assert not np.isnan(frame.loc["away", "detection_error"]).any()
     with pytest.raises(ValueError, match="The metric 'oscr' needs y_test"):
@@ -373,7 +391,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skclip.adapters import GDAClassifier
 from skclip.evaluation import ood_benchmark
-from skclip.ood import MSPDetector
+from skclip.ood import (
+    EnergyDetector,
+    KNNDetector,
+    MahalanobisDetector,
+    MaxLogitDetector,
+    MCMDetector,
+    MSPDetector,
+    OpenSetClassifier,
+    RelativeMahalanobisDetector,
+)
 X, y = np.random.default_rng(0).normal(size=(40, 3)), np.repeat(["ant", "bee"], 20)
 detectors = {
     "forest": IsolationForest(n_estimators=3, random_state=np.random.RandomState(0)),
@@ -625,3 +652,33 @@ def test_bad_tables(frame):
         ood_table(frame, format="html")
     with pytest.raises(ValueError, match="best must be 'bold' or None"):
         ood_table(frame, best="red")
+
+
+# -- real features ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.realdata
+@pytest.mark.filterwarnings("ignore:Classes 264 and 474 have the same prototype")
+def test_reference_of_the_scores_in_one_call(real_features):
+    imagenet, flowers = real_features("imagenet"), real_features("oxford_flowers")
+    text = imagenet["text"]
+    detectors = {
+        "MCM": (MCMDetector(text), 0.884),
+        "MaxLogit": (MaxLogitDetector(text), 0.899),
+        "Energy": (EnergyDetector(text), 0.891),
+        "MSP": (MSPDetector(text), 0.810),
+        "kNN": (KNNDetector(50), 0.511),
+        "Mahalanobis": (MahalanobisDetector(), 0.665),
+        "relative Mahalanobis": (RelativeMahalanobisDetector(), 0.701),
+    }
+    known = tuple(imagenet[name] for name in ("X_train_4", "y_train_4", "X_train_2", "y_train_2"))
+    frame = ood_benchmark(
+        {name: detector for name, (detector, _) in detectors.items()},
+        known,
+        {"flowers": flowers["X_train_16"]},
+        metrics=["auroc", "accuracy"],
+    )
+    found = frame[frame["kind"] == "ood"].set_index("detector")
+    for name, (_, expected) in detectors.items():
+        assert found.loc[name, "auroc"] == pytest.approx(expected, abs=0.003)
+    assert found.loc[["MCM", "MSP"], "accuracy"].nunique() == 1

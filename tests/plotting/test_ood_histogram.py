@@ -153,6 +153,8 @@ def test_outliers_do_not_squeeze_the_rest():
     assert display.ax_.get_xlim()[0] > -10
     far_off = OODHistogramDisplay(KNOWN, SETS, threshold=-50.0).plot()
     assert far_off.ax_.get_xlim()[0] == -50.0
+    refuses_nothing = OODHistogramDisplay(KNOWN, SETS, threshold=-np.inf).plot()
+    assert refuses_nothing.threshold_line_ is None
     constant = OODHistogramDisplay(np.ones(5), np.ones(3)).plot()
     assert constant.ax_.get_xlim() == (0.5, 1.5)
 
