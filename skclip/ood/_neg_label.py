@@ -178,7 +178,8 @@ class NegLabelDetector(PromptDetectorMixin, SkclipBase):
     fraction : float, default=0.15
         Share of the candidates that become negatives, rounded down, but at least one of each kind.
     quantile : float, default=0.95
-        A candidate is as near to the class names as this quantile of its cosines with them.
+        A candidate is as near to the class names as this quantile of its cosines with them. Only at 1 does the nearest
+        name count: at 0.95, the paper's, a synonym of a single class may become a negative.
     n_groups : int, default=100
         Negatives are shuffled into so many groups of equal size, those left over are dropped, and the score is the
         mean over groups. Fewer negatives than `n_groups` make as many groups of one.
@@ -317,7 +318,7 @@ class NegLabelDetector(PromptDetectorMixin, SkclipBase):
         encoder = self._encoder()
         if encoder is None:
             raise ValueError(
-                f"candidates are words, but zero_shot={self.zero_shot!r:.80} cannot encode them. Pass "
+                "candidates are words, but zero_shot holds prototypes of unknown origin and cannot encode them. Pass "
                 "ZeroShotClassifier(model, class_names=...), or candidates as text features, (m, d)."
             )
         names = [] if encoder.class_names is None else align_names(encoder.class_names, self.classes_)[1]

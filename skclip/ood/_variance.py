@@ -25,7 +25,7 @@ class VarianceDetector(PromptDetectorMixin, SkclipBase):
     """Refuse what is equally far from all class names: variance of the softmax over them.
 
     ``var_k softmax(c / T)_k``, with c the cosines of a picture with the class text; an option of the code of MCM [1]_.
-    It reads all classes where `MCMDetector` reads the best one. Take it where pictures may belong to several classes.
+    It reads all classes where `MCMDetector` reads the best one: take it where a picture shows several of them at once.
 
     Parameters
     ----------
