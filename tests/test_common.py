@@ -8,6 +8,7 @@ from sklearn.utils import estimator_checks as sklearn_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip.features import CLIPFeatures, CLIPTextFeatures, DenseCLIPFeatures
+from skclip.tuning import TimmClassifier
 from skclip.utils import SkclipBase, all_estimators
 from skclip.utils.estimator_checks import NearestMeanClassifier, parametrize_with_raw_checks
 from skclip.zero_shot import CLIPClassifier
@@ -17,6 +18,7 @@ RAW_X = {
     "CLIPFeatures": "takes pictures",
     "CLIPTextFeatures": "takes sentences",
     "CLIPClassifier": "takes pictures",
+    "TimmClassifier": "takes pictures",
     "DenseCLIPFeatures": "takes pictures",
 }
 # these take features of one width, that of their text; scikit-learn's checks run in tests/ood on subclasses whose text
@@ -78,6 +80,7 @@ RAW_INSTANCES = [
     CLIPFeatures("skclip-tiny"),
     CLIPTextFeatures("skclip-tiny"),
     CLIPClassifier("skclip-tiny"),
+    TimmClassifier("test_resnet", image_size=32, max_iter=2, batch_size=4, random_state=0),
     DenseCLIPFeatures("skclip-tiny", layout="flat"),
 ]
 

@@ -7,8 +7,19 @@ or a bundled tiny model. Importing this package imports neither torch nor open_c
 from __future__ import annotations
 
 from skclip._backbones._cards import DEFAULT_MODEL, BackboneCard, get_card, list_models
-from skclip._backbones._device import resolve_device, resolve_precision
-from skclip._backbones._execution import Backbone
+from skclip._backbones._device import resolve_device, resolve_precision, torch_dtype
+from skclip._backbones._execution import Backbone, run_batched
+from skclip._backbones._foreign import (
+    NetworkCard,
+    build_network,
+    cached_network,
+    head_names,
+    keep_network,
+    network_card,
+    network_weights,
+    private_random_numbers,
+    weights_file_digest,
+)
 from skclip._backbones._hub import BackboneError
 from skclip._backbones._loading import clear_backbones, load_backbone, weights_digest
 from skclip._backbones._text import TruncatedTextWarning
@@ -20,14 +31,25 @@ __all__ = [
     "Backbone",
     "BackboneCard",
     "BackboneError",
+    "NetworkCard",
     "TruncatedTextWarning",
     "UnknownWordWarning",
+    "build_network",
+    "cached_network",
     "clear_backbones",
     "get_card",
     "grid_shape",
+    "head_names",
+    "keep_network",
     "list_models",
     "load_backbone",
+    "network_card",
+    "network_weights",
+    "private_random_numbers",
     "resolve_device",
     "resolve_precision",
+    "run_batched",
+    "torch_dtype",
     "weights_digest",
+    "weights_file_digest",
 ]

@@ -53,11 +53,12 @@ def load_module(name: str, model_cfg: dict[str, Any], path: Path) -> torch.nn.Mo
     try:
         open_clip.load_checkpoint(module, str(path), strict=True, weights_only=True)
     except Exception as error:
-        raise BackboneError(f"model={name!r}: {_weights_trouble(path, error)}") from error
+        raise BackboneError(f"model={name!r}: {weights_trouble(path, error)}") from error
     return module
 
 
-def _weights_trouble(path: Path, error: Exception) -> str:
+def weights_trouble(path: Path, error: Exception) -> str:
+    """What is wrong with a file of weights, in words, from the error of reading it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "loading state_dict" in str(error):
         return f"the weights in {path} do not fit the architecture of the configuration: " + " ".join(lines[1:3])[:400]

@@ -7,15 +7,17 @@ from pathlib import Path
 
 _PROBE_SECONDS = 5.0
 
+_OFFLINE = "'skclip-tiny' (bundled) or 'local-dir:<folder>' (a folder with open_clip_config.json and the weights)"
+
 
 class BackboneError(RuntimeError):
     """A backbone could not be fetched, read, built or run; the message says why and what would work."""
 
 
-def hub_file(repo: str, filenames: Sequence[str]) -> Path:
+def hub_file(repo: str, filenames: Sequence[str], *, offline: str = _OFFLINE) -> Path:
     """Path of the first of `filenames` that the hub repository `repo` has.
 
-    What lies in the local cache is used as it is, without asking the hub.
+    What lies in the local cache is used as it is, without asking the hub. `offline` is what errors offer instead.
 
     Raises
     ------
@@ -35,11 +37,13 @@ def hub_file(repo: str, filenames: Sequence[str]) -> Path:
         raise ValueError(f"{repo!r} is not the name of a hub repository: {error}") from None
     trouble = _hub_trouble()
     if trouble:
-        raise BackboneError(f"{filenames[0]} of {repo} is not in the local cache and {trouble}. {_advice(repo)}")
-    return _download(repo, filenames)
+        raise BackboneError(
+            f"{filenames[0]} of {repo} is not in the local cache and {trouble}. {_advice(repo, offline)}"
+        )
+    return _download(repo, filenames, offline)
 
 
-def _download(repo: str, filenames: Sequence[str]) -> Path:
+def _download(repo: str, filenames: Sequence[str], offline: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -47,17 +51,21 @@ def _download(repo: str, filenames: Sequence[str]) -> Path:
         try:
             return Path(hf_hub_download(repo, filename))
         except LocalEntryNotFoundError as error:  # a subclass of the next, but about the connection
-            raise _download_error(repo, filename, error) from error
+            raise _download_error(repo, filename, error, offline) from error
         except EntryNotFoundError:
             continue
         except Exception as error:
-            raise _download_error(repo, filename, error) from error
-    raise BackboneError(f"The hub repository {repo} has none of the files {', '.join(filenames)}. {_advice(repo)}")
+            raise _download_error(repo, filename, error, offline) from error
+    raise BackboneError(
+        f"The hub repository {repo} has none of the files {', '.join(filenames)}. {_advice(repo, offline)}"
+    )
 
 
-def _download_error(repo: str, filename: str, error: Exception) -> BackboneError:
+def _download_error(repo: str, filename: str, error: Exception, offline: str) -> BackboneError:
     reason = (str(error).strip() or repr(error)).splitlines()[0]
-    return BackboneError(f"Downloading {filename} of {repo} failed ({type(error).__name__}: {reason}). {_advice(repo)}")
+    return BackboneError(
+        f"Downloading {filename} of {repo} failed ({type(error).__name__}: {reason}). {_advice(repo, offline)}"
+    )
 
 
 def _hub_trouble() -> str | None:
@@ -78,12 +86,11 @@ def _hub_trouble() -> str | None:
     return None
 
 
-def _advice(repo: str) -> str:
+def _advice(repo: str, offline: str) -> str:
     from huggingface_hub import constants
 
     return (
-        "Without a connection use 'skclip-tiny' (bundled) or 'local-dir:<folder>' (a folder with "
-        "open_clip_config.json and the weights). To fetch this model ahead of time, run "
+        f"Without a connection use {offline}. To fetch this model ahead of time, run "
         f"`hf download {repo}` on a connected machine and copy its cache to {constants.HF_HUB_CACHE} "
         "(or set HF_HOME to where it lies)."
     )

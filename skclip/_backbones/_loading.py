@@ -66,7 +66,7 @@ def load_backbone(model: str, *, device: str = "auto", precision: str = "auto") 
     target = resolve_device(device)
     kind = resolve_precision(precision, target)
     path = _weights_path(recipe)
-    digest = _file_digest(path, recipe.card.name)
+    digest = file_digest(path, recipe.card.name)
     key = (recipe.card, digest, str(target), kind)
     found = _cached(key)
     if found is not None:
@@ -96,9 +96,12 @@ def clear_backbones() -> None:
     """
     import sys
 
+    from skclip._backbones._foreign import clear_networks
+
     with _cache_lock:
         _cache.clear()
         _loading.clear()
+    clear_networks()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -118,7 +121,7 @@ def weights_digest(model: str) -> str:
         64 hexadecimal digits. Computed once per file, size and time of change.
     """
     recipe = get_recipe(model)
-    return _file_digest(_weights_path(recipe), recipe.card.name)
+    return file_digest(_weights_path(recipe), recipe.card.name)
 
 
 def _cached(key: Hashable) -> Backbone | None:
@@ -194,7 +197,8 @@ def _folder_weights(folder: Path, name: str) -> Path:
     return (named or candidates)[0]
 
 
-def _file_digest(path: Path, name: str) -> str:
+def file_digest(path: Path, name: str) -> str:
+    """SHA-256 of a file of weights of the model `name`, computed once per file, size and time of change."""
     try:
         real = path.resolve(strict=True)
         # The hub cache names large files by their SHA-256.

@@ -6,6 +6,7 @@ from skclip._media._augment import augment
 from skclip._media._reading import PictureError, content_key, load_item, read_picture, unknown_file
 from skclip._media._shared import SharedPicture, held_chunks
 from skclip._media._sources import are_pictures, check_images, describe
+from skclip._media._stacking import stack_pictures
 from skclip._media._transform import PictureTransform
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "held_chunks",
     "load_item",
     "read_picture",
+    "stack_pictures",
     "unknown_file",
 ]

@@ -279,6 +279,11 @@ being finite.""",
 SkclipWarning
     If the zero-shot accuracy on the training rows is no better than chance, as when features and text come
     from two models.""",
+    # pictures
+    "pictures": """\
+X : sequence of n pictures
+    Paths, PIL pictures, encoded bytes, uint8 arrays, or one uint8 array (n, height, width, 3); also as a Series or a
+    data frame of one column.""",
     # prediction
     "X": f"""\
 X : {_FEATURES}

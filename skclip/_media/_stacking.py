@@ -1,0 +1,57 @@
+"""Pictures of one size in one array, read by threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+
+from skclip._media._reading import PictureError, read_picture
+from skclip._media._sources import describe
+from skclip._media._transform import PictureTransform
+
+
+def stack_pictures(
+    pictures: Sequence[Any], transform: PictureTransform, *, n_threads: int | None = None, start: int = 0
+) -> NDArray[np.uint8]:
+    """Read pictures and resize them.
+
+    Parameters
+    ----------
+    pictures : sequence of n pictures, as `check_images` returns them
+    transform : PictureTransform
+    n_threads : int, default=None
+        None is one per core, at most 8.
+    start : int, default=0
+        Position of the first in what the user passed.
+
+    Returns
+    -------
+    uint8 ndarray of shape (n, height, width, 3)
+
+    Raises
+    ------
+    PictureError
+        Naming the first picture that cannot be read.
+    """
+    stacked = np.empty((len(pictures), *transform.size, 3), dtype=np.uint8)
+
+    def read(i: int) -> None:
+        try:
+            stacked[i] = transform(read_picture(pictures[i]))
+        except PictureError as error:
+            raise PictureError(f"X[{start + i}], {describe(pictures[i])}: {error}.") from error
+
+    with ThreadPoolExecutor(n_threads or min(8, joblib.cpu_count())) as pool:
+        futures = [pool.submit(read, i) for i in range(len(pictures))]
+        try:
+            for future in futures:
+                future.result()
+        except PictureError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return stacked
