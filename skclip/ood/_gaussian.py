@@ -179,25 +179,31 @@ def nearest_distances(X: NDArray, gaussians: Sequence[Gaussians], device: torch.
     -----
     O(n d r + n K r) time. Temporaries stay within scikit-learn's ``working_memory``.
     """
-    distances = np.empty((len(X), len(gaussians)))
-    if device is None:
-        for part in _blocks(X, gaussians):
-            rows = unit_rows(X[part].astype(np.float64))
-            for column, known in enumerate(gaussians):
-                distances[part, column] = _nearest(rows, known)
-        return distances
-    import torch
+    if device is not None:
+        import torch
 
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+        return distances_on(device, torch.float32 if device.type == "mps" else torch.float64, X, gaussians)
+    distances = np.empty((len(X), len(gaussians)))
+    for part in _blocks(X, gaussians):
+        rows = unit_rows(X[part].astype(np.float64))
+        for column, known in enumerate(gaussians):
+            distances[part, column] = _nearest(rows, known)
+    return distances
+
+
+def distances_on(device: torch.device, dtype: torch.dtype, X: NDArray, gaussians: Sequence[Gaussians]) -> NDArray:
+    """`nearest_distances` by torch, in `dtype`."""
+    import torch
 
     def there(array: NDArray) -> Any:
         return torch.tensor(array, dtype=dtype, device=device)
 
+    distances = np.empty((len(X), len(gaussians)))
     moved: list[Any] = [Gaussians(*map(there, known)) for known in gaussians]
     for part in _blocks(X, gaussians):
-        tensor = there(unit_rows(X[part].astype(np.float64)))
+        rows = there(unit_rows(X[part].astype(np.float64)))
         for column, known in enumerate(moved):
-            distances[part, column] = _nearest_on_device(tensor, known).cpu().numpy()
+            distances[part, column] = _nearest_on_device(rows, known).cpu().numpy()
     return distances
 
 
@@ -264,22 +270,24 @@ def exact_tail(bounds: NDArray, share: float, score: Callable[[NDArray], NDArray
     Parameters
     ----------
     bounds : ndarray of shape (n,)
-        Changed in place.
     share : float
         In [0, 1].
     score : callable
-        Exact values at positions.
+        Exact values at positions; asked for the lowest bounds first, and no further than they can matter.
     """
     n_lowest = int(np.ceil(share * (len(bounds) - 1))) + 1
-    first = np.argpartition(bounds, n_lowest - 1)[:n_lowest]
-    lowest = score(first)
-    bounds[first] = np.inf
-    # the quantile is not above the largest of these, so all that may lie below that is scored, too
-    second = np.flatnonzero(bounds <= lowest.max())
-    if second.size:
-        bounds[second] = score(second)
-    bounds[first] = lowest
-    return bounds
+    order, values, limit = np.argsort(bounds), bounds.copy(), np.inf
+    start, stop = 0, n_lowest
+    while start < len(bounds):
+        part = order[start:stop]
+        part = part[bounds[part] <= limit]
+        if not part.size:
+            break
+        values[part] = score(part)
+        # that many exact values are this low, so no bound above it can belong to one of the lowest
+        limit = np.partition(values[order[:stop]], n_lowest - 1)[n_lowest - 1]
+        start, stop = stop, stop + n_lowest // 4 + 1
+    return values
 
 
 def _is_in_sample(calibration: Any) -> bool:

@@ -72,17 +72,18 @@ feature_names_in_ : ndarray of shape (d,)
     # detectors
     "classifier": """\
 classifier : classifier or array-like of shape (K, d), default=None
-    Whose logits are read: any of this package or scikit-learn's, also a `Pipeline` or a `CLIPClassifier` on pictures;
-    cloned and fitted, and kept as it is in a `FrozenEstimator`. An array holds one prototype per class, cosines with
-    which are multiplied by 100. None is `LinearProbeClassifier`.""",
+    Whose logits are read: any of this package or scikit-learn's, also a `Pipeline` or a `CLIPClassifier` on
+    pictures; cloned and fitted, and kept as it is in a `FrozenEstimator`. An array holds one prototype per
+    class, cosines with which are multiplied by 100. None is `LinearProbeClassifier`.""",
     "contamination": """\
 contamination : float, default=0.05
     Share of in-distribution pictures that the threshold refuses, in (0, 0.5]; 0.05 keeps 95 percent of them.""",
     "calibration": """\
 calibration : {"in_sample", "cv"} or array-like, default="in_sample"
-    Pictures whose scores set the threshold: those of `fit`; those of `fit`, each scored by a detector fitted without
-    its fold (five folds, or as many as the smallest class has pictures), which costs as many more fits and is honest
-    where the score knows its training pictures; or in-distribution pictures of their own, as X of `fit`.""",
+    Pictures whose scores set the threshold: those of `fit`; those of `fit`, each scored by a detector fitted
+    without its fold (five folds, or as many as the smallest class has pictures), which costs as many more fits
+    and is honest where the score knows its training pictures; or in-distribution pictures of their own, as X
+    of `fit`.""",
     "covariance_of_detector": """\
 covariance : {"empirical", "ks", "ledoit_wolf", "oas", "pooled"} or covariance estimator, default="empirical"
     How covariances are estimated from unit rows.
@@ -185,9 +186,10 @@ offset_ : float
     The threshold: the `contamination` quantile of the scores of the `calibration` pictures.""",
     "linear_classifier": """\
 classifier : classifier or array-like of shape (K, d), default=None
-    Whose logits are linear in the features: `LinearProbeClassifier` (None), `GDAClassifier`, `ZeroShotClassifier` and
-    others of this package, linear models of scikit-learn, pipelines of affine steps; cloned and fitted, and kept as it
-    is in a `FrozenEstimator`. An array holds one prototype per class, cosines with which are multiplied by 100.""",
+    Whose logits are linear in the features: `LinearProbeClassifier` (None), `GDAClassifier`,
+    `ZeroShotClassifier` and others of this package, linear models of scikit-learn, pipelines of affine steps;
+    cloned and fitted, and kept as it is in a `FrozenEstimator`. An array holds one prototype per class, cosines
+    with which are multiplied by 100.""",
     "linear_head_": """\
 coef_ : ndarray of shape (K, d)
     Weights of the logits of `classifier_`, two rows for two classes.
@@ -197,8 +199,8 @@ unit_rows_ : bool
     Whether `classifier_` reads rows at unit length, as those of this package do. The score reads them alike.""",
     "dim": """\
 dim : int, default=None
-    Principal directions, d being the number of features. None is 1000 of 2048 features or more, 512 of 768 or more,
-    and half of them otherwise.""",
+    Principal directions, d being the number of features. None is 1000 of 2048 features or more, 512 of 768 or
+    more, and half of them otherwise.""",
     "X_y_detector": """\
 X : array-like of shape (n, d) or (n, V, d), or what the classifier takes
     In-distribution pictures.
@@ -233,12 +235,6 @@ Raises
 ------
 ValueError
     If there is no class text, a parameter, X or y does not fit it, or ``calibration="cv"`` meets no pictures.""",
-    "fit_detector": """\
-Parameters
-----------
-%(X_y_detector)s
-
-%(fitted_detector)s""",
     "fitted_detector": """\
 %(self)s
 
