@@ -256,12 +256,12 @@ def _check_detectors(detectors: Any) -> dict[str, Any]:
     for i, pair in enumerate(pairs):
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
             raise ValueError(f"detectors[{i}] must be a pair (name, estimator), got {type(pair).__name__}.")
-        name, detector = pair
+        name, detector = str(pair[0]), pair[1]
         if name in named:
             raise ValueError(f"Two detectors are named {name!r}; every one needs its own name.")
         if not hasattr(detector, "fit"):
             raise TypeError(f"The detector {name!r} is no estimator: {type(detector).__name__} has no fit.")
-        named[str(name)] = clone(detector)
+        named[name] = clone(detector)
     return named
 
 
@@ -412,46 +412,52 @@ def _run(
         for place, question in questions.items()
     }
     answers = {place: answer for place, path in paths.items() if path and (answer := _load(path)) is not None}
-    failures: dict[str, str] = {}
     if len(answers) == len(questions):
-        return _Outcome(answers, failures)
+        return _Outcome(answers, {})
     try:
-        start = time.perf_counter()
-        fitted = clone(detector).fit(*train)
-        fit_seconds = time.perf_counter() - start
+        fitted, facts = _fit(detector, train)
         if not _is_same_fit(fitted, questions[_IN], answers.get(_IN)):
             answers = {}
     except Exception as error:
-        if on_error == "raise":
-            error.add_note(f"The detector {name!r} of ood_benchmark failed in fit.")
-            raise
-        return _Outcome({}, {"fit": _reason(error)})
-    threshold = accepting_threshold(fitted)
-    contamination = getattr(innermost(fitted), "contamination", None)
-    for place, question in questions.items():
-        if place in answers:
-            continue
+        return _Outcome({}, {"fit": _failed(error, name, "in fit", on_error)})
+    failures: dict[str, str] = {}
+    for place in [place for place in questions if place not in answers]:
         try:
-            start = time.perf_counter()
-            values = question.ask(fitted, question.X)
-            seconds = time.perf_counter() - start
+            answers[place] = _answer(fitted, questions[place], facts)
         except Exception as error:
-            if on_error == "raise":
-                error.add_note(f"The detector {name!r} of ood_benchmark failed on {place}.")
-                raise
-            failures[place] = _reason(error)
+            failures[place] = _failed(error, name, f"on {place}", on_error)
             continue
-        answers[place] = _Answer(
-            values,
-            seconds,
-            fit_seconds,
-            float("nan") if threshold is None else threshold,
-            float(contamination) if isinstance(contamination, float) else _DEFAULT_CONTAMINATION,
-        )
         path = paths[place]
         if path is not None:
             _save(path, answers[place])
     return _Outcome(answers, failures)
+
+
+def _fit(detector: Any, train: tuple[Any, Any]) -> tuple[Any, tuple[float, float, float]]:
+    """A fitted clone, and what `_Answer` says of a fit."""
+    start = time.perf_counter()
+    fitted = clone(detector).fit(*train)
+    seconds = time.perf_counter() - start
+    threshold, contamination = accepting_threshold(fitted), getattr(innermost(fitted), "contamination", None)
+    return fitted, (
+        seconds,
+        float("nan") if threshold is None else threshold,
+        contamination if isinstance(contamination, float) else _DEFAULT_CONTAMINATION,
+    )
+
+
+def _answer(fitted: Any, question: _Question, facts: tuple[float, float, float]) -> _Answer:
+    start = time.perf_counter()
+    values = question.ask(fitted, question.X)
+    return _Answer(values, time.perf_counter() - start, *facts)
+
+
+def _failed(error: Exception, name: str, where: str, on_error: str) -> str:
+    """The reason in words, unless the error is to be raised."""
+    if on_error == "raise":
+        error.add_note(f"The detector {name!r} of ood_benchmark failed {where}.")
+        raise error
+    return f"{type(error).__name__}: {error}"
 
 
 def _is_same_fit(fitted: Any, question: _Question, kept: _Answer | None) -> bool:
@@ -461,10 +467,6 @@ def _is_same_fit(fitted: Any, question: _Question, kept: _Answer | None) -> bool
     rows = np.arange(min(_N_COMPARED, len(kept.values)))
     again = question.ask(fitted, take_rows(question.X, rows))
     return bool(np.abs(again - kept.values[rows]).max() <= _SAME_FIT * np.ptp(kept.values))
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 # -- the table ----------------------------------------------------------------------------------------------------
