@@ -51,7 +51,11 @@ class DetectorMixin(OutlierMixin):
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Learn from in-distribution pictures what the score needs, and set the threshold.
 
-        %(fit_detector)s
+        Parameters
+        ----------
+        %(X_y_detector)s
+
+        %(fitted_detector)s
         """
         return self._fit(X, y, {})
 

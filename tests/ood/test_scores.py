@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sklearn
-from scipy.special import rel_entr, softmax
+from scipy.special import logsumexp, rel_entr, softmax
 
 from skclip.ood._scores import (
     free_energy,
@@ -31,6 +31,14 @@ def test_formulas_written_out():
         largest = sorted(p)[-3:]
         expected = -sum(value**0.3 * (1.0 - value) ** 0.3 for value in largest)
         assert generalized_entropy(probabilities, 0.3, 3)[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 100.0])
+def test_energy_of_logits_far_from_zero(temperature):
+    logits = np.vstack([LOGITS, 1e4 + LOGITS, -1e4 + LOGITS, 1e4 * LOGITS])
+    logits[0, :3] = -np.inf
+    expected = temperature * logsumexp(logits / temperature, axis=1)
+    np.testing.assert_allclose(free_energy(logits, temperature), expected, rtol=1e-12)
 
 
 def test_certainty_and_equal_shares():
