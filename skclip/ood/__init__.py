@@ -1,6 +1,7 @@
 """Refuse what was never seen: out-of-distribution detectors on features, logits and class text."""
 
 from skclip.ood._energy import EnergyDetector
+from skclip.ood._ensemble import OODEnsemble
 from skclip.ood._entropy import EntropyDetector
 from skclip.ood._gen import GENDetector
 from skclip.ood._gl_mcm import GLMCMDetector
@@ -36,6 +37,7 @@ __all__ = [
     "MaxLogitDetector",
     "NNGuideDetector",
     "NegLabelDetector",
+    "OODEnsemble",
     "OpenSetClassifier",
     "OutlierView",
     "ReActDetector",
