@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state
 from skclip.features import CLIPTextFeatures
 from skclip.ood._detector import CALIBRATION_CONSTRAINTS
 from skclip.ood._prompt_based import TEXT_CONSTRAINTS, PromptDetectorMixin, bytes_of_cosines, cosines
+from skclip.ood._scores import free_energy
 from skclip.templates._templates import SLOT
 from skclip.utils._arrays import check_prototypes, row_batches, unit_rows
 from skclip.utils._base import SkclipBase
@@ -39,8 +40,9 @@ def negative_label_score(known: NDArray, negative: NDArray, n_groups: int, logit
     """
     if negative.shape[1] == 0:
         return np.ones(len(known))
-    own = logsumexp(logit_scale * known, axis=1)
-    others = logsumexp(logit_scale * negative.reshape(len(negative), n_groups, -1), axis=2)
+    own = free_energy(logit_scale * known)
+    groups = negative.reshape(len(negative) * n_groups, -1)
+    others = free_energy(logit_scale * groups).reshape(len(negative), n_groups)
     # e^a / (e^a + e^b) of the sums a over classes and b over a group
     return expit(own[:, None] - others).mean(axis=1)
 

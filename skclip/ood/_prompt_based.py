@@ -39,7 +39,20 @@ class PromptDetectorMixin(DetectorMixin):
     def fit(self, X: Any = None, y: ArrayLike | None = None) -> Self:
         """Resolve the class text, and set the threshold.
 
-        %(fit_text_detector)s
+        Parameters
+        ----------
+        X : array-like of shape (n, d) or (n, V, d), default=None
+            In-distribution pictures, which set the threshold alone. None where there are none: then the threshold
+            comes from `calibration`, where that holds pictures, or later from `calibrate`.
+        y : array-like of shape (n,), default=None
+            Their labels; only checked against those of the class text.
+
+        %(self)s
+
+        Raises
+        ------
+        ValueError
+            If there is no class text, a parameter, X or y does not fit it, or ``calibration="cv"`` meets no pictures.
         """
         if X is not None or not isinstance(self.calibration, str):
             return super().fit(X, y)

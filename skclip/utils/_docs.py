@@ -208,8 +208,8 @@ y : array-like of shape (n,), default=None
     Their labels, where the score needs them.""",
     "zero_shot_of_detector": """\
 zero_shot : ZeroShotClassifier or array-like of shape (K, d), default=None
-    Class text, which `fit` cannot do without. A classifier is cloned and fitted; wrap it in `FrozenEstimator` to keep
-    its fit. Rows of an array belong to the labels 0..K-1.""",
+    Class text, which `fit` cannot do without. A classifier is cloned and fitted; wrap it in `FrozenEstimator`
+    to keep its fit. Rows of an array belong to the labels 0..K-1.""",
     "classes_of_text": """\
 classes_ : ndarray of shape (K,)
     Labels of the class text; never taken from y.""",
@@ -218,23 +218,8 @@ prototypes_ : ndarray of shape (K, d)
     Unit rows of the class text, in the order of `classes_`.""",
     "offset_of_text": """\
 offset_ : float or None
-    The threshold: the `contamination` quantile of the scores of the `calibration` pictures; None after ``fit(None)``
-    until `calibrate`.""",
-    "fit_text_detector": """\
-Parameters
-----------
-X : array-like of shape (n, d) or (n, V, d), default=None
-    In-distribution pictures, which set the threshold alone. None where there are none: then the threshold comes from
-    `calibration`, where that holds pictures, or later from `calibrate`.
-y : array-like of shape (n,), default=None
-    Their labels; only checked against those of the class text.
-
-%(self)s
-
-Raises
-------
-ValueError
-    If there is no class text, a parameter, X or y does not fit it, or ``calibration="cv"`` meets no pictures.""",
+    The threshold: the `contamination` quantile of the scores of the `calibration` pictures; None after
+    ``fit(None)`` until `calibrate`.""",
     "fitted_detector": """\
 %(self)s
 
