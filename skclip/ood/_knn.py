@@ -70,8 +70,8 @@ class KNNDetector(FeatureDetectorMixin, SkclipBase):
     Float32 rows are searched in float32, which resolves cosines to about 1e-7.
 
     Cost: O(n m d) for n pictures, one product of matrices in blocks within scikit-learn's ``working_memory``; `fit`
-    with "in_sample" or "cv" scores the training pictures, O(m^2 d). The bank takes 2 kB per row of 512 float32
-    features.
+    with "in_sample" or "cv" scores the training pictures, O(m^2 d): for banks of more than some ten thousand rows,
+    pass pictures as `calibration`. The bank takes 2 kB per row of 512 float32 features.
 
     References
     ----------
@@ -116,7 +116,7 @@ class KNNDetector(FeatureDetectorMixin, SkclipBase):
         %(partial_fit_bank)s
         """
         check_parameters(self)
-        if not hasattr(self, "bank_"):
+        if not hasattr(self, "offset_"):
             return self.fit(X, y)
         self._learn_rows(check_more_known(self, X, y))
         self.offset_ = self._offset(threshold_scores(self))

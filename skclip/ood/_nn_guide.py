@@ -87,6 +87,9 @@ class NNGuideDetector(LogitDetectorMixin, SkclipBase):
     training pictures count against. Logits with a scale of 100, as of class text, have energies of 20 to 30. `fit`
     warns where energies of training pictures are not positive; those of new pictures may be.
 
+    Guidance needs a bank in which every known picture finds similar ones. With four pictures of each class of
+    ImageNet (CLIP ViT-B/32) and flowers to be refused, it takes the AUROC of the energy from 0.89 to 0.71.
+
     The classifier gets X as it is given. Features are scaled to unit length for the comparison. Of X with shape
     (n, V, d) every view is a row of the bank with an energy of its own, and view 0 is scored.
 
@@ -144,7 +147,7 @@ class NNGuideDetector(LogitDetectorMixin, SkclipBase):
         %(partial_fit_bank)s
         """
         check_parameters(self)
-        if not hasattr(self, "bank_"):
+        if not hasattr(self, "offset_"):
             return self.fit(X, y)
         rows, n_views = check_rows(self, X, reset=False)
         if y is not None:

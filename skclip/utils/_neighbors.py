@@ -148,9 +148,9 @@ def _candidates(found: NDArray, kth: NDArray, k: int, start: int) -> tuple[NDArr
         good = found >= _lower_bound(found, k)
     else:
         return None
-    if np.count_nonzero(good) > _FEW * good.size:
+    hits = _positions(good, most=int(_FEW * good.size))
+    if hits is None:
         return None
-    hits = np.flatnonzero(good)
     counts = np.bincount(hits // width, minlength=n)
     touched, most = np.flatnonzero(counts), counts.max(initial=0)
     if touched.size * most > _FEW * found.size:
@@ -162,6 +162,19 @@ def _candidates(found: NDArray, kth: NDArray, k: int, start: int) -> tuple[NDArr
     columns = np.zeros(values.shape, dtype=np.intp)
     values[rows, slots], columns[rows, slots] = found.ravel()[hits], hits % width
     return touched, values, columns
+
+
+def _positions(good: NDArray, most: int) -> NDArray | None:
+    """`numpy.flatnonzero`, where few are: eight at a time are passed over. None if they are more than `most`."""
+    good = good.reshape(-1)
+    n_whole = good.size // 8 * 8
+    eights = np.flatnonzero(good[:n_whole].view(np.uint64) != 0)
+    found = good[:n_whole].reshape(-1, 8)[eights]
+    rest = np.flatnonzero(good[n_whole:])
+    if np.count_nonzero(found) + rest.size > most:
+        return None
+    rows, columns = np.nonzero(found)
+    return np.concatenate([8 * eights[rows] + columns, n_whole + rest])
 
 
 def _lower_bound(found: NDArray, k: int) -> NDArray:
