@@ -31,7 +31,7 @@ class MahalanobisDetector(FeatureDetectorMixin, SkclipBase):
     ``-min_k (x - mu_k)^T P (x - mu_k)`` [1]_, with mu_k the class means and P the inverse of the pooled within-class
     covariance of unit rows; the paper's confidence score, its distance with the sign flipped. It sees what logits do
     not: directions in which pictures of known classes never vary. It needs rows, several times as many as there are
-    features; with a few per class prefer `RelativeMahalanobisDetector`, shrinkage and ``calibration="cv"``.
+    features; with fewer take shrinkage ("ks", "ledoit_wolf") and ``calibration="cv"``.
 
     Parameters
     ----------
@@ -61,11 +61,12 @@ class MahalanobisDetector(FeatureDetectorMixin, SkclipBase):
 
     Rows are much nearer to means and covariance that they were themselves averaged into than new pictures are: with
     N within a few times d, the threshold of ``calibration="in_sample"`` refuses far more than `contamination` of new
-    in-distribution pictures.
+    in-distribution pictures. "cv" errs a little to the other side, as each fold learns from fewer rows.
 
-    Cost: `fit` O(n d^2 + d^3) and the scores of the threshold; scores O(n d (d + K)), in blocks within scikit-learn's
-    ``working_memory``: rows are whitened once and multiplied with all whitened means at once. Float64, but on MPS,
-    which has float32 only: there distances are off by up to 1e-6 of the largest variance's inverse square root ratio.
+    Cost: `fit` O(n d^2 + d^3), and for the threshold the scores of the rows that may lie below it: a bound in float32
+    tells which, so that the quantile is that of all scores. Scores O(n d (d + K)), in blocks within scikit-learn's
+    ``working_memory``: rows are whitened once and multiplied with all whitened means at once. Float64, also on
+    accelerators, but on MPS, which has float32 only: there expect three to four correct digits.
 
     References
     ----------

@@ -36,7 +36,7 @@ class RelativeMahalanobisDetector(FeatureDetectorMixin, SkclipBase):
     ``max_k [ -d_k(x) + d_0(x) ]`` [1]_: d_k the squared Mahalanobis distance to class k as in `MahalanobisDetector`,
     d_0 that to the mean of all unit rows under their TOTAL covariance; the paper's RMD with the sign flipped. What is
     unusual for every picture, and so says nothing about classes, cancels. Mostly better than the plain distance where
-    unknown classes resemble the known ones, and less in need of many rows; not for one class, of which nothing is left.
+    unknown classes resemble the known ones; not for one class, of which nothing is left.
 
     Parameters
     ----------
@@ -71,8 +71,9 @@ class RelativeMahalanobisDetector(FeatureDetectorMixin, SkclipBase):
     Rows are scaled to unit length, in `fit` as in scoring. Where no class has two different rows there is no
     within-class scatter; the total scatter takes its place, and the score is then linear in the row.
 
-    Cost: as `MahalanobisDetector`; the total covariance comes from the sums over rows that the other needs, too.
-    Float64, but on MPS, which has float32 only.
+    Cost: as `MahalanobisDetector`; the total covariance comes from the sums over rows that the other needs, too. Where
+    `calibration` holds pictures, `fit` takes little more time than that of `GDAClassifier` with the same covariance; the
+    exact quantile of all training scores adds half of that for ten thousand rows of 1000 classes, and more for more.
 
     References
     ----------
