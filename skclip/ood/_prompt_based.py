@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -13,8 +14,9 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skclip.ood._detector import DetectorMixin
 from skclip.utils._arrays import check_features, check_prototypes, first_view, row_batches, unit_rows
-from skclip.utils._base import forget_fit
+from skclip.utils._base import SkclipWarning, forget_fit
 from skclip.utils._class_text import resolve_text
+from skclip.utils._cosine import chance_message, is_chance
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, check_parameters
 from skclip.zero_shot import ZeroShotClassifier
@@ -45,7 +47,7 @@ class PromptDetectorMixin(DetectorMixin):
             In-distribution pictures, which set the threshold alone. None where there are none: then the threshold
             comes from `calibration`, where that holds pictures, or later from `calibrate`.
         y : array-like of shape (n,), default=None
-            Their labels; only checked against those of the class text.
+            Their labels; only compared with the class text.
 
         %(self)s
 
@@ -53,9 +55,18 @@ class PromptDetectorMixin(DetectorMixin):
         ------
         ValueError
             If there is no class text, a parameter, X or y does not fit it, or ``calibration="cv"`` meets no pictures.
+
+        Warns
+        -----
+        SkclipWarning
+            If the nearest class of the pictures is right no more often than chance, as where features and text come
+            from two models; needs y.
         """
         if X is not None or not isinstance(self.calibration, str):
-            return super().fit(X, y)
+            super().fit(X, y)
+            if X is not None and y is not None:
+                self._warn_if_guessing(X, y)
+            return self
         check_parameters(self)
         if self.calibration == "cv":
             raise ValueError(
@@ -111,11 +122,11 @@ class PromptDetectorMixin(DetectorMixin):
         return self.classes_[nearest]
 
     def _learn(self, X: Any, y: ArrayLike | None) -> None:
-        if X is not None:
-            X, n_views = check_features(self, X, reset=True)
-            check_consistent_length(X[::n_views], y)
+        rows = None if X is None else first_view(*check_features(self, X, reset=True))
+        if rows is not None:
+            check_consistent_length(rows, y)
         self.classes_, self.prototypes_ = self._class_text(y)
-        self._check_width(self.n_features_in_ if X is not None else None)
+        self._check_width(None if rows is None else rows.shape[1])
 
     def _class_text(self, y: ArrayLike | None) -> tuple[NDArray, NDArray]:
         """Labels (K,) and unit prototypes (K, d)."""
@@ -144,6 +155,13 @@ class PromptDetectorMixin(DetectorMixin):
                 "one model."
             )
         self.n_features_in_: int = width
+
+    def _warn_if_guessing(self, X: Any, y: ArrayLike) -> None:
+        right = self.predict_class(X) == np.asarray(y).ravel()
+        n, n_classes = len(right), len(self.classes_)
+        if is_chance(int(right.sum()), n, n_classes):
+            message = chance_message(int(right.sum()), n, n_classes, "zero_shot")
+            warnings.warn(message, SkclipWarning, stacklevel=3)
 
     def _rows(self, X: Any) -> NDArray:
         return first_view(*check_features(self, X))

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import spearmanr
+from sklearn.base import clone
 
+from skclip.datasets import make_picture_world
+from skclip.features import CLIPFeatures
 from skclip.metrics import ood_auroc
 from skclip.ood import MCMDetector, MSPDetector
 from skclip.utils._arrays import unit_rows
+from skclip.zero_shot import ZeroShotClassifier
 
 SEEDS = range(5)
 
@@ -38,6 +44,18 @@ def test_at_a_hundredth_it_is_the_confidence_of_the_zero_shot_classifier(data):
     confidence = MSPDetector(text).fit(X).score_samples(X)
     assert_allclose(MCMDetector(text, temperature=0.01).fit().score_samples(X), confidence, atol=1e-7)
     assert np.abs(MCMDetector(text).fit().score_samples(X) - confidence).max() > 0.3
+
+
+def test_of_a_model_it_is_the_largest_probability_and_keeps_no_backbone():
+    names = {"r": "red circle", "b": "blue square", "g": "green star"}
+    zero_shot = ZeroShotClassifier("skclip-tiny", class_names=names, templates="a {}")
+    X = CLIPFeatures("skclip-tiny").transform(make_picture_world(30).images)
+    probabilities = clone(zero_shot).fit().predict_proba(X)
+    scale = clone(zero_shot).fit().logit_scale_
+    detector = MCMDetector(zero_shot, temperature=1 / scale).fit(X)
+    assert_allclose(detector.score_samples(X), probabilities.max(axis=1), atol=1e-5)
+    assert_array_equal(detector.predict_class(X), np.array(["b", "g", "r"])[probabilities.argmax(axis=1)])
+    assert len(pickle.dumps(detector)) < detector.prototypes_.nbytes + 10_000
 
 
 def test_hot_it_ranks_by_how_far_the_best_class_stands_above_the_mean(data):
