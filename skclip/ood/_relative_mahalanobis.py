@@ -72,8 +72,8 @@ class RelativeMahalanobisDetector(FeatureDetectorMixin, SkclipBase):
     within-class scatter; the total scatter takes its place, and the score is then linear in the row.
 
     Cost: as `MahalanobisDetector`; the total covariance comes from the sums over rows that the other needs, too. Where
-    `calibration` holds pictures, `fit` takes little more time than that of `GDAClassifier` with the same covariance; the
-    exact quantile of all training scores adds half of that for ten thousand rows of 1000 classes, and more for more.
+    `calibration` holds pictures, `fit` takes little more time than that of `GDAClassifier` with the same covariance;
+    the exact quantile of all training scores adds half of that for ten thousand rows of 1000 classes, and more for more.
 
     References
     ----------
