@@ -27,6 +27,7 @@ from sklearn.utils.validation import (
 from skclip.ood._classifier_based import CLASSIFIER_CONSTRAINTS, nested_classifier
 from skclip.ood._detector import folds
 from skclip.ood._msp import MSPDetector
+from skclip.ood._outlier_view import OutlierView
 from skclip.utils._arrays import check_weights, take_rows
 from skclip.utils._base import SkclipBase, forget_fit
 from skclip.utils._docs import fill_doc
@@ -135,7 +136,8 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
     A detector with a classifier of its own shares a frozen one:
     ``OpenSetClassifier(frozen, MSPDetector(frozen))``.
 
-    Cost: one fit of both members, five more with ``calibration="cv"``; a prediction of each.
+    Cost: one fit of both members, five more with ``calibration="cv"``; a prediction of each. Thresholds of the members
+    themselves are not used: leave their `calibration` at "in_sample", that of a `COOkeDClassifier` at None.
 
     References
     ----------
@@ -303,6 +305,18 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
         """
         check_is_fitted(self)
         return _scores(self.detector_, X)
+
+    def as_outlier_detector(self) -> OutlierView:
+        """The verdict alone, as an outlier detector.
+
+        Returns
+        -------
+        OutlierView
+            Fitted; its scores are those of `score_samples`, its ``offset_`` is `threshold_`.
+        """
+        check_is_fitted(self)
+        share = 1.0 - self.tpr if self.threshold == "tpr" and 0.5 <= self.tpr < 1.0 else 0.05
+        return OutlierView.of_fitted(self, self.threshold_, share)
 
     @available_if(_classifier_has("predict_proba"))
     def predict_proba(self, X: Any) -> NDArray:

@@ -24,6 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip.adapters import GDAClassifier, LinearProbeClassifier
 from skclip.datasets import make_picture_world
+from skclip.ensemble import COOkeDClassifier
 from skclip.features import CLIPFeatures
 from skclip.ood import EnergyDetector, MSPDetector, OpenSetClassifier
 from skclip.ood._open_set import cheapest_threshold
@@ -344,6 +345,27 @@ def test_without_detector_the_classifier_scores_itself_where_it_can(world):
     clf = OpenSetClassifier(Scores()).fit(world.X, world.y)
     assert clf.detector_ is clf.classifier_
     assert_array_equal(clf.score_samples(world.X), world.X[:, 0])
+
+
+@pytest.mark.parametrize("tpr", [0.0, 0.3, 0.9, 1.0])
+def test_the_verdict_as_an_outlier_detector(world, tpr):
+    clf = OpenSetClassifier(probe(), LOF, tpr=tpr).fit(world.X, world.y)
+    detector = clf.as_outlier_detector()
+    for X in (world.X_in, world.X_out):
+        assert_array_equal(detector.predict(X) == 1, clf.is_known(X))
+        assert_array_equal(detector.score_samples(X), clf.score_samples(X))
+
+
+def test_an_ensemble_that_scores_is_classifier_and_detector(world):
+    members = [("probe", probe()), ("neighbours", KNeighborsClassifier(5, weights="distance"))]
+    clf = OpenSetClassifier(COOkeDClassifier(members, calibration=None)).fit(world.X, world.y)
+    assert clf.detector_ is clf.classifier_
+    assert_array_equal(clf.score_samples(world.X_in), clf.classifier_.score_samples(world.X_in))
+    frozen = COOkeDClassifier(members).fit(world.X, world.y)
+    truth = np.repeat(np.arange(5), 80)
+    by_view = OpenSetClassifier(FrozenEstimator(frozen), frozen.as_outlier_detector(), calibration="in_sample")
+    assert abs(by_view.fit(world.X_in, truth).is_known(world.X_in).mean() - 0.95) < 0.01
+    assert_array_equal(by_view.score_samples(world.X_out), frozen.score_samples(world.X_out))
 
 
 def test_a_frozen_classifier_is_fitted_once_for_both(world):
