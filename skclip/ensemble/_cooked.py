@@ -544,7 +544,8 @@ class COOkeDClassifier(ClassifierMixin, SkclipBase, _BaseComposition):
         """What the ``fit`` of each member gets of the metadata given to ours."""
         if get_config()["enable_metadata_routing"]:
             routed = process_routing(self, "fit", **params)
-            return {name: routed[name].fit if name in routed else {} for name, _ in members}
+            own_choice = {ZERO_SHOT} if self.estimators is None else set()
+            return {name: {} if name in own_choice else routed[name].fit for name, _ in members}
         unknown = sorted(set(params) - {"sample_weight"})
         if unknown:
             raise TypeError(
