@@ -144,8 +144,8 @@ backend : {"exact", "faiss"}, default="exact"
     "exact" compares each picture with every row. "faiss" searches with the package faiss-cpu, never on `device`;
     worth its while with an approximate `faiss_factory` on millions of rows.
 faiss_factory : str, default="Flat"
-    What faiss builds, in the words of ``faiss.index_factory``: "Flat" is exact, "IVF4096,Flat" and "HNSW32" are
-    approximate.
+    What faiss builds, in the words of ``faiss.index_factory``: "Flat" is exact, "IVF4096,Flat" and "HNSW32"
+    are approximate.
 faiss_parameters : str, default=None
     Of the search, in the words of ``faiss.ParameterSpace``: "nprobe=32", "efSearch=128".""",
     "bank_attributes": """\
