@@ -73,7 +73,7 @@ class RelativeMahalanobisDetector(FeatureDetectorMixin, SkclipBase):
 
     Cost: as `MahalanobisDetector`; the total covariance comes from the sums over rows that the other needs, too. Where
     `calibration` holds pictures, `fit` takes little more time than that of `GDAClassifier` with the same covariance;
-    the exact quantile of all training scores adds half of that for ten thousand rows of 1000 classes, and more for more.
+    the exact quantile of all training scores adds half of that for ten thousand rows of 1000 classes, more for more.
 
     References
     ----------

@@ -127,21 +127,21 @@ classes : array-like of shape (K,), default=None
 Raises
 ------
 AttributeError
-    If `covariance` is no function of sums over rows ("empirical", "ks" and "oas" are), or `calibration` is "cv",
-    which holds rows out.
+    If `covariance` is no function of sums over rows ("empirical", "ks" and "oas" are), or `calibration` is
+    "cv", which holds rows out.
 ValueError
     If `classes` change, y holds another label, or some chunks have y and others not.
 
 Notes
 -----
-`offset_` is the quantile of the scores of this chunk, under the model of all chunks, unless `calibration` holds
-pictures. O(n d^2 + n K d + d^3) per call.""",
+`offset_` is the quantile of the scores of this chunk, under the model of all chunks, unless `calibration`
+holds pictures. O(n d^2 + n K d + d^3) per call.""",
     "bank_search": """\
 device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="cpu"
     Where the exact search runs: "cpu" with NumPy, others with torch. "auto" is an accelerator where there is
     one, else NumPy. A detector fitted for a device that the machine lacks warns once and uses NumPy.
 backend : {"exact", "faiss"}, default="exact"
-    "exact" compares each picture with every row. "faiss" searches with the package faiss-cpu, never on `device`;
+    "exact" compares each picture with every row. "faiss" searches with the package faiss-cpu, not on `device`;
     worth its while with an approximate `faiss_factory` on millions of rows.
 faiss_factory : str, default="Flat"
     What faiss builds, in the words of ``faiss.index_factory``: "Flat" is exact, "IVF4096,Flat" and "HNSW32"
