@@ -256,6 +256,8 @@ class TimmClassifier(LogitsMixin, SkclipBase):
         seeds = check_random_state(self.random_state).randint(2**31 - 1, size=2).tolist()
         module = build_network(card, len(classes), preprocessing["image_size"], weights=path, seed=seeds[0])
         heads = head_names(module, card)
+        if self.trainable == "head" and not heads:
+            raise ValueError(f'trainable="head": timm does not say which layer of {self.model!r} is the last.')
         start = {} if path is None else _arrays(module)
 
         losses = train_network(

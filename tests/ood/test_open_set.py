@@ -287,8 +287,8 @@ def test_the_cost_rule_costs_less_than_answering_all_none_and_a_share(anisotropi
 
         others = [cost(tpr=tpr) for tpr in (0.0, 0.95, 1.0)]
         saved.append(min(others) - cost(threshold="cost"))
-    # against the better limit of each world, known only afterwards
-    assert np.mean(saved) > 0.0, saved
+    # against the best of the three in each world, known only afterwards
+    assert min(saved) > 0.05, saved
 
 
 def test_pictures_of_unknown_classes_are_not_learned(world):
