@@ -160,7 +160,7 @@ class OODEnsemble(DetectorMixin, SkclipBase, _BaseComposition):
     the members; a classifier in a `FrozenEstimator` keeps its classes, and its member then counts as a frozen one.
 
     Measured on features of a CLIP ViT-B/32: with four pictures and the name of each ImageNet class, or of some classes,
-    its AUROC was within 0.03 of the best of 17 single detectors on 17 of 19 sets of unknown pictures, and 0.893 in the
+    its AUROC was within 0.03 of the best of 17 single detectors on 16 of 19 sets of unknown pictures, and 0.893 in the
     mean, that of the best of them 0.874. Without names, on eight sets, it was level with the best (0.961 and 0.964).
 
     Cost: `fit` takes 1 + 5 + 5 fits of each member, for use, for the scale and for held-out classes, fewer where a
