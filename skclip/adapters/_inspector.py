@@ -176,7 +176,7 @@ class FewShotInspector(LogitsMixin, SkclipBase):
             raise ValueError(
                 f"y holds one class only, {labels[0].item()!r}; FewShotInspector compares exemplars of at least two "
                 "classes. With nominal pictures alone fit an outlier detector to the features, for example "
-                'sklearn.neighbors.LocalOutlierFactor(metric="cosine", novelty=True).'
+                "skclip.ood.KNNDetector(n_neighbors=1, calibration='cv')."
             )
         training = check_training(self, X, y)
         self.pos_label_ = self._positive()

@@ -339,7 +339,7 @@ def test_bad_input():
     names = np.array(["good", "bad"])[y]
     with pytest.raises(NotFittedError):
         FewShotInspector().explain(X)
-    with pytest.raises(ValueError, match=r"one class only, 'good'.*outlier detector.*LocalOutlierFactor"):
+    with pytest.raises(ValueError, match=r"one class only, 'good'.*outlier detector.*KNNDetector"):
         FewShotInspector().fit(X[::2], names[::2])
     with pytest.raises(ValueError, match=r"pos_label='defect' is none of the labels of y, \['bad', 'good'\]"):
         FewShotInspector(pos_label="defect").fit(X, names)
