@@ -12,7 +12,7 @@ from sklearn import get_config
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_consistent_length
 
-from skclip.ood._detector import KnownRows
+from skclip.ood._detector import KnownRows, in_sample_positions
 from skclip.ood._device import DEVICE_CONSTRAINTS, resolve, resolve_fitted
 from skclip.utils._arrays import check_features, row_batches
 from skclip.utils._faiss import index_of, replace_index, search_index
@@ -90,9 +90,11 @@ def add_rows(estimator: Any, rows: NDArray, n_views: int) -> None:
     estimator.bank_, estimator.pictures_ = rows, pictures
 
 
-def plain_rows(estimator: Any) -> NDArray:
-    """Places in the bank of view 0 of each picture."""
-    return np.flatnonzero(np.diff(estimator.pictures_, prepend=-1))
+def threshold_rows(estimator: Any, *, held_out: bool) -> NDArray:
+    """Places in the bank of view 0 of the pictures that set the threshold: all, where each is `held_out` in turn."""
+    plain = np.flatnonzero(np.diff(estimator.pictures_, prepend=-1))
+    positions = None if held_out else in_sample_positions(len(plain))
+    return plain if positions is None else plain[positions]
 
 
 def query_blocks(estimator: Any, n_queries: int) -> Iterator[slice]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cholesky
 from scipy.linalg.blas import dtrmm, strmm
 
-from skclip.ood._detector import KnownRows
+from skclip.ood._detector import KnownRows, in_sample_positions
 from skclip.ood._device import resolve_fitted
 from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
 from skclip.utils._base import SkclipWarning
@@ -237,7 +237,7 @@ def _nearest_on_device(rows: Any, known: Any) -> Any:
 
 
 def in_sample_scores(estimator: Any, X: Any, y: ArrayLike | None, background: Learned | None) -> NDArray | None:
-    """Scores of training rows whose quantile at `contamination` is exact; those clearly above it are lower bounds.
+    """Scores for the threshold whose quantile at `contamination` is exact; those clearly above it are lower bounds.
 
     A row's score is at least ``-d_y(x) + d_0(x)``, y being its own class: one product with a triangular matrix, in
     float32 with a bound on its rounding, instead of one with all means in float64. Only the rows for which that may
@@ -255,7 +255,8 @@ def in_sample_scores(estimator: Any, X: Any, y: ArrayLike | None, background: Le
     Returns
     -------
     ndarray of shape (n,) or None
-        None where every row has to be scored: where the bound has no use, or scores are an accelerator's.
+        Of the pictures that `in_sample_positions` draws. None where every one of these has to be scored: where the
+        bound has no use, or scores are an accelerator's.
     """
     if not _is_in_sample(estimator.calibration) or resolve_fitted(estimator.device) is not None:
         return None
@@ -265,6 +266,9 @@ def in_sample_scores(estimator: Any, X: Any, y: ArrayLike | None, background: Le
     codes = np.zeros(len(rows), dtype=np.intp)
     if y is not None:
         codes = np.searchsorted(estimator.classes_, check_target(estimator, y))
+    drawn = in_sample_positions(len(rows))
+    if drawn is not None:
+        rows, codes = rows[drawn], codes[drawn]
     gaussians = Gaussians(estimator.location_, estimator.whitening_, estimator.whitened_means_)
     bounds = own_class_bounds(rows, codes, Learned(estimator.means_, estimator.covariance_, gaussians), background)
     if bounds is None:

@@ -12,8 +12,8 @@ from skclip.ood._bank import (
     add_rows,
     check_more_known,
     largest_in_bank,
-    plain_rows,
     query_blocks,
+    threshold_rows,
     threshold_scores,
 )
 from skclip.ood._detector import CALIBRATION_CONSTRAINTS, FeatureDetectorMixin, KnownRows
@@ -41,8 +41,8 @@ class KNNDetector(FeatureDetectorMixin, SkclipBase):
     calibration : {"in_sample", "cv"} or array-like, default="in_sample"
         Pictures whose scores set the threshold.
 
-        - "in_sample": those of `fit`, each of which is its own nearest neighbour: with a small k the threshold is so
-          high that most new pictures are refused, all of them with k = 1.
+        - "in_sample": those of `fit`, of more than 10,000 a random 10,000, each of which is its own nearest
+          neighbour: with a small k the threshold is so high that most new pictures are refused, all of them with k = 1.
         - "cv": those of `fit`, each with all its own views left out of the search, exactly; recommended for k below
           about 20.
         - in-distribution pictures of their own, as X of `fit`.
@@ -70,8 +70,8 @@ class KNNDetector(FeatureDetectorMixin, SkclipBase):
     Float32 rows are searched in float32, which resolves cosines to about 1e-7.
 
     Cost: O(n m d) for n pictures, one product of matrices in blocks within scikit-learn's ``working_memory``; `fit`
-    with "in_sample" or "cv" scores the training pictures, O(m^2 d): for banks of more than some ten thousand rows,
-    pass pictures as `calibration`. The bank takes 2 kB per row of 512 float32 features.
+    also scores the pictures that set the threshold, O(m^2 d) with "cv". The bank takes 2 kB per row of 512 float32
+    features.
 
     References
     ----------
@@ -133,7 +133,7 @@ class KNNDetector(FeatureDetectorMixin, SkclipBase):
         return self._bank_scores(held_out=True)
 
     def _bank_scores(self, *, held_out: bool) -> NDArray:
-        plain = plain_rows(self)
+        plain = threshold_rows(self, held_out=held_out)
         return np.concatenate([
             self._distances(self.bank_[plain[part]], self.pictures_[plain[part]] if held_out else None)
             for part in query_blocks(self, len(plain))

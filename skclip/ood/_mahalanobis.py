@@ -63,10 +63,10 @@ class MahalanobisDetector(FeatureDetectorMixin, SkclipBase):
     N within a few times d, the threshold of ``calibration="in_sample"`` refuses far more than `contamination` of new
     in-distribution pictures. "cv" errs a little to the other side, as each fold learns from fewer rows.
 
-    Cost: `fit` O(n d^2 + d^3), and for the threshold the scores of the rows that may lie below it: a bound in float32
-    tells which, so that the quantile is that of all scores. Scores O(n d (d + K)), in blocks within scikit-learn's
-    ``working_memory``: rows are whitened once and multiplied with all whitened means at once. Float64, also on
-    accelerators, but on MPS, which has float32 only: there expect three to four correct digits.
+    Cost: `fit` O(n d^2 + d^3), the threshold included, which needs the exact scores of few rows: a bound tells those
+    that cannot lie below it. Scores O(n d (d + K)), in blocks within scikit-learn's ``working_memory``: rows are
+    whitened once and multiplied with all whitened means at once. Scores are computed in float64, on CUDA too. MPS has
+    float32 only; three or four digits of its scores are right.
 
     References
     ----------

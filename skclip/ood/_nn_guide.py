@@ -16,8 +16,8 @@ from skclip.ood._bank import (
     add_rows,
     check_rows,
     largest_in_bank,
-    plain_rows,
     query_blocks,
+    threshold_rows,
     threshold_scores,
 )
 from skclip.ood._classifier_based import CLASSIFIER_CONSTRAINTS, LogitDetectorMixin, fit_classifier
@@ -58,10 +58,13 @@ class NNGuideDetector(LogitDetectorMixin, SkclipBase):
     %(bank_search)s
     %(contamination)s
     calibration : {"in_sample", "cv"} or array-like, default="in_sample"
-        Pictures whose scores set the threshold: those of `fit`, each of which guides itself; with "cv" those of `fit`,
-        each scored without itself: where `classifier` is frozen or an array exactly, by leaving its rows out of the
-        bank, otherwise by detectors fitted without its fold (five folds, or as many as the smallest class has
-        pictures); or in-distribution pictures of their own, as X of `fit`.
+        Pictures whose scores set the threshold.
+
+        - "in_sample": those of `fit`, of more than 10,000 a random 10,000, each of which guides itself.
+        - "cv": those of `fit`, each scored without itself: where `classifier` is frozen or an array exactly, by
+          leaving its rows out of the bank, otherwise by detectors fitted without its fold (five folds, or as many as
+          the smallest class has pictures).
+        - in-distribution pictures of their own, as X of `fit`.
 
     Attributes
     ----------
@@ -185,7 +188,7 @@ class NNGuideDetector(LogitDetectorMixin, SkclipBase):
         return super()._held_out_scores(X, y, params)
 
     def _bank_scores(self, *, held_out: bool) -> NDArray:
-        plain = plain_rows(self)
+        plain = threshold_rows(self, held_out=held_out)
         guidance = [
             self._guidance(
                 unit_rows(self.bank_[plain[part]])

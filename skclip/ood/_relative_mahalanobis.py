@@ -71,9 +71,9 @@ class RelativeMahalanobisDetector(FeatureDetectorMixin, SkclipBase):
     Rows are scaled to unit length, in `fit` as in scoring. Where no class has two different rows there is no
     within-class scatter; the total scatter takes its place, and the score is then linear in the row.
 
-    Cost: as `MahalanobisDetector`; the total covariance comes from the sums over rows that the other needs, too. Where
-    `calibration` holds pictures, `fit` takes little more time than that of `GDAClassifier` with the same covariance;
-    the exact quantile of all training scores adds half of that for ten thousand rows of 1000 classes, more for more.
+    Cost: as `MahalanobisDetector`; the total covariance comes from the sums over rows that the other needs, too. With
+    16,000 to 100,000 rows of 512 features in 1000 classes, `fit` takes 1.2 to 1.3 times as long as that of
+    `GDAClassifier` with the same covariance, "empirical"; with "ks", whose sums are cheaper, 1.5 to 2.2 times.
 
     References
     ----------

@@ -80,10 +80,13 @@ contamination : float, default=0.05
     Share of in-distribution pictures that the threshold refuses, in (0, 0.5]; 0.05 keeps 95 percent of them.""",
     "calibration": """\
 calibration : {"in_sample", "cv"} or array-like, default="in_sample"
-    Pictures whose scores set the threshold: those of `fit`; those of `fit`, each scored by a detector fitted
-    without its fold (five folds, or as many as the smallest class has pictures), which costs as many more fits
-    and is honest where the score knows its training pictures; or in-distribution pictures of their own, as X
-    of `fit`.""",
+    Pictures whose scores set the threshold.
+
+    - "in_sample": those of `fit`; of more than 10,000 a random 10,000, always the same.
+    - "cv": those of `fit`, each scored by a detector fitted without its fold (five folds, or as many as the
+      smallest class has pictures), which costs as many more fits and is honest where the score knows its
+      training pictures.
+    - in-distribution pictures of their own, as X of `fit`.""",
     "covariance_of_detector": """\
 covariance : {"empirical", "ks", "ledoit_wolf", "oas", "pooled"} or covariance estimator, default="empirical"
     How covariances are estimated from unit rows.
@@ -171,7 +174,7 @@ ValueError
 Notes
 -----
 Each call copies the bank once, builds the index of faiss anew and, unless `calibration` holds pictures, scores
-all pictures of the bank for the threshold, O(m^2 d): add them by the thousand.""",
+those of the bank for the threshold, O(m^2 d), or 10,000 of them with "in_sample": add pictures by the thousand.""",
     "classifier_": """\
 classifier_ : classifier
     The fitted clone of `classifier`.""",
@@ -263,8 +266,8 @@ SkclipWarning
     # pictures
     "pictures": """\
 X : sequence of n pictures
-    Paths, PIL pictures, encoded bytes, uint8 arrays, or one uint8 array (n, height, width, 3); also as a Series or a
-    data frame of one column.""",
+    Paths, PIL pictures, encoded bytes, uint8 arrays, or one uint8 array (n, height, width, 3); also as a Series
+    or a data frame of one column.""",
     # prediction
     "X": f"""\
 X : {_FEATURES}
@@ -326,15 +329,11 @@ labels : array-like of shape (K,), default=None
 sample_weight : array-like of shape (n,), default=None
     Weights of the rows.""",
     # measures of out-of-distribution scores
-    "scores_in": """\
+    "scores_in_out": """\
 scores_in : array-like of shape (n,)
-    Scores of in-distribution pictures: larger = more in-distribution, as from ``score_samples``.""",
-    "scores_out": """\
+    Scores of in-distribution pictures: larger = more in-distribution, as from ``score_samples``.
 scores_out : array-like of shape (m,)
     Scores of the others.""",
-    "scores_in_out": """\
-%(scores_in)s
-%(scores_out)s""",
     "y_true_y_pred_known": """\
 y_true, y_pred : array-like of shape (n,)
     Labels of the in-distribution pictures, and labels predicted, whether refused or not.""",
@@ -342,10 +341,10 @@ y_true, y_pred : array-like of shape (n,)
 rule : {"at_least", "first", "closest"}, default="at_least"
     Which score is the threshold; published figures differ in it.
 
-    - "at_least": the lower ``1 - tpr`` quantile (``method="lower"``) of the scores to keep, so that no less than
-      `tpr` is kept.
-    - "first": of all scores the highest that keeps at least `tpr`, as codes do that search a ROC curve (OpenOOD
-      1.5, pytorch-ood); at most one picture off "at_least".
+    - "at_least": the lower ``1 - tpr`` quantile (``method="lower"``) of the scores to keep, so that no less
+      than `tpr` is kept.
+    - "first": of all scores the highest that keeps at least `tpr`, as codes do that search a ROC curve
+      (OpenOOD 1.5, pytorch-ood); at most one picture off "at_least".
     - "closest": of all scores the one whose recall is closest to `tpr`, the lowest of several: what the code
       handed on from outlier exposure, arXiv:1812.04606, to MCM does. With few pictures it may keep less than
       `tpr`.""",

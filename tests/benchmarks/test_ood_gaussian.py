@@ -97,6 +97,6 @@ def test_fit_beside_the_classifier(benchmark, n_rows):
     benchmark.extra_info.update(ratios)
     print(f"\nfit {n_rows}x512, 1000 classes: " + ", ".join(f"{name} {value:.3f} s" for name, value in median.items()))
     print("; ".join(f"{name}: {value:.2f}" for name, value in ratios.items()))
-    # the rest is the threshold, for which the classifier has no counterpart: a quantile of the scores of all rows
-    assert ratios["both Gaussians alone, over GDA of the same covariance"] <= 1.5
-    assert ratios["relative over GDA of the same covariance"] <= 3.0
+    assert ratios["relative over GDA of the same covariance"] <= 1.5
+    # its sums take half the time, and the threshold, for which the classifier has no counterpart, as much as before
+    assert ratios["relative, ks, over GDA"] <= 2.7

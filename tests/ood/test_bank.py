@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 from sklearn import config_context
+from sklearn.base import clone
 
-from skclip.ood import KNNDetector, NNGuideDetector, _bank
+from skclip.ood import KNNDetector, NNGuideDetector, _bank, _detector
 from skclip.ood._bank import most_similar_on
 from skclip.utils._arrays import unit_rows
 from skclip.utils._neighbors import most_similar
@@ -158,3 +159,25 @@ def test_the_cpu_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize(
+    "detector", [KNNDetector(3), NNGuideDetector(np.eye(3, 6), n_neighbors=3)], ids=lambda d: type(d).__name__
+)
+def test_a_sample_of_the_bank_sets_the_threshold(detector, views, monkeypatch):
+    monkeypatch.setattr(_detector, "_MOST_IN_SAMPLE", 40)
+    rng = np.random.default_rng(0)
+    rows = np.abs(np.repeat(np.eye(3, 6), 30, axis=0)[:, None] + 0.2 * rng.normal(size=(90, views, 6)))
+    rows = rows[:, 0] if views == 1 else rows
+    whole = clone(detector).fit(rows)
+    drawn = np.random.RandomState(0).choice(90, 40, replace=False)
+    scores = whole.score_samples(rows)
+    assert whole.offset_ == pytest.approx(np.percentile(scores[drawn], 5), rel=1e-9)
+    assert whole.offset_ != pytest.approx(np.percentile(scores, 5), rel=1e-6)
+    grown = clone(detector).partial_fit(rows[:50]).partial_fit(rows[50:])
+    assert grown.offset_ == pytest.approx(whole.offset_, rel=1e-9)
+    # held out, all of them do: which costs no more fits
+    held_out = clone(detector).set_params(calibration="cv").fit(rows)
+    monkeypatch.setattr(_detector, "_MOST_IN_SAMPLE", 10_000)
+    assert clone(held_out).fit(rows).offset_ == held_out.offset_

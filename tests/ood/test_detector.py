@@ -10,7 +10,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip.ood import EnergyDetector, KLMatchingDetector, MSPDetector, ResidualDetector, ViMDetector
-from skclip.ood._detector import FeatureDetectorMixin, check_known, folds
+from skclip.ood._detector import FeatureDetectorMixin, check_known, folds, in_sample_positions
 from skclip.utils._arrays import unit_rows
 from skclip.utils._base import SkclipBase
 from skclip.utils.estimator_checks import NearestMeanClassifier
@@ -128,6 +128,46 @@ def test_held_out_scores_are_honest():
     }
     assert refused["in_sample"] > 0.5
     assert refused["cv"] < 0.25
+
+
+@pytest.mark.parametrize("calibrated", [DirectionDetector(), EnergyDetector(np.eye(3, 8))], ids=by_name)
+def test_ten_thousand_pictures_set_the_threshold(calibrated):
+    rng = np.random.default_rng(5)
+    many = np.repeat(np.eye(3, 8), 10_000, axis=0) + 0.3 * rng.normal(size=(30_000, 8))
+    few = many[::3]
+    # all of 10,000, whatever their order
+    fitted = clone(calibrated).fit(few)
+    assert fitted.offset_ == np.percentile(fitted.score_samples(few), 5)
+    assert clone(calibrated).fit(few[::-1].copy()).offset_ == pytest.approx(fitted.offset_, abs=1e-12)
+    # a sample of more, the same in every fit
+    fitted = clone(calibrated).fit(many)
+    scores = fitted.score_samples(many)
+    assert fitted.offset_ != np.percentile(scores, 5)
+    assert clone(calibrated).fit(many).offset_ == fitted.offset_
+    drawn = np.random.RandomState(0).choice(30_000, 10_000, replace=False)
+    assert fitted.offset_ == pytest.approx(np.percentile(scores[drawn], 5), abs=1e-12)
+    # four standard errors of the share that lies below the quantile of a third of all
+    assert abs(np.mean(scores < fitted.offset_) - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 10_000)
+
+
+def test_positions_of_the_pictures_in_errors_are_those_of_fit():
+    class Overflowing(DirectionDetector):
+        def _score_rows(self, X):
+            return np.where(X[:, 0] > 100.0, np.inf, 0.0)
+
+    rows = np.ones((12_000, 2))
+    drawn = in_sample_positions(len(rows))
+    rows[drawn[7:9], 0] = 1000.0
+    with pytest.raises(ValueError, match=rf"gives inf for X\[{drawn[7]}\] \(2 of 10000 scores"):
+        Overflowing().fit(rows)
+
+
+def test_positions_drawn():
+    assert in_sample_positions(10_000) is None
+    drawn = in_sample_positions(10_001)
+    assert len(np.unique(drawn)) == 10_000
+    assert (np.diff(drawn) > 0).all()
+    assert drawn[-1] <= 10_000
 
 
 def test_views_of_a_picture_share_a_fold():

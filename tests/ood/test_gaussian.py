@@ -10,6 +10,7 @@ import torch
 from sklearn import config_context
 
 from skclip.ood import MahalanobisDetector, RelativeMahalanobisDetector, _gaussian
+from skclip.ood._detector import in_sample_positions
 from skclip.ood._gaussian import (
     Gaussians,
     Learned,
@@ -167,6 +168,19 @@ def test_the_threshold_is_the_quantile_of_all_training_scores(detector, covarian
     assert np.sum(fitted.predict(X) == -1) == 37
     if spread == 1.0:  # classes that are told apart: few rows are scored at all
         assert n_scored < 100
+
+
+@pytest.mark.parametrize("detector", [MahalanobisDetector, RelativeMahalanobisDetector])
+def test_the_threshold_of_many_rows_is_that_of_ten_thousand(detector):
+    X, y = known_rows(25_000)
+    fitted = detector().fit(X, y)
+    scores = fitted.score_samples(X)
+    assert fitted.offset_ == pytest.approx(np.percentile(scores[in_sample_positions(len(X))], 5), rel=1e-9)
+    assert abs(np.mean(scores < fitted.offset_) - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 10_000)
+    few, codes = X[:10_000], y[:10_000]
+    fitted = detector().fit(few, codes)
+    assert fitted.offset_ == pytest.approx(np.percentile(fitted.score_samples(few), 5), rel=1e-9)
+    assert np.sum(fitted.predict(few) == -1) == 500
 
 
 def test_memory_is_bounded():
