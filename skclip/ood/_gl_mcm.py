@@ -23,7 +23,7 @@ class GLMCMDetector(PromptDetectorMixin, SkclipBase):
     those of its region p with the class text. Take it where a picture shows more than one thing and may show a known
     one in a corner: regions let it pass where `MCMDetector` refuses it.
 
-    X holds the tokens of `DenseCLIPFeatures`, whole picture first:
+    X holds the tokens of `DenseCLIPFeatures`, whole picture first::
 
         make_pipeline(
             DenseCLIPFeatures(model, layout="flat", global_token=True),

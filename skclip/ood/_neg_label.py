@@ -201,12 +201,12 @@ class NegLabelDetector(PromptDetectorMixin, SkclipBase):
     ----------
     %(classes_of_text)s
     %(prototypes_of_text)s
-    negatives_ : ndarray of shape (n_groups_ * m,)
+    negatives_ : ndarray of shape (G * m,)
         Words that became negatives, group by group; of features their positions, nouns first.
-    negative_prototypes_ : ndarray of shape (n_groups_ * m, d)
+    negative_prototypes_ : ndarray of shape (G * m, d)
         Their unit text features.
     n_groups_ : int
-        Groups in use.
+        G, the groups in use.
     %(offset_of_text)s
     %(n_features_in_)s
     %(feature_names_in_)s

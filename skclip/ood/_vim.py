@@ -40,7 +40,7 @@ class ViMDetector(LinearDetectorMixin, SkclipBase):
     ----------
     center_ : ndarray of shape (d,)
         u.
-    residual_basis_ : ndarray of shape (d, d - dim_)
+    residual_basis_ : ndarray of shape (d, d - dim)
         R.
     dim_ : int
         `dim` in use.

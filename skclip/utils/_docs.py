@@ -109,10 +109,10 @@ location_ : ndarray of shape (d,)
 covariance_ : ndarray of shape (d, d)
     Of the rows about the means of their classes.
 rank_ : int
-    d, or less where `covariance_` is singular.
-whitening_ : ndarray of shape (d, rank_)
+    r: d, or less where `covariance_` is singular.
+whitening_ : ndarray of shape (d, r)
     Root of the precision matrix: ``whitening_ @ whitening_.T`` is the (pseudo-)inverse of `covariance_`.
-whitened_means_ : ndarray of shape (K, rank_)
+whitened_means_ : ndarray of shape (K, r)
     ``(means_ - location_) @ whitening_``, without classes of which no row has been seen.
 moments_ : dict of ndarray and float
     Sums over the rows, which `partial_fit` continues; only where `covariance` is a function of them.""",
