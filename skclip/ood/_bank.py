@@ -16,6 +16,7 @@ from skclip.ood._detector import KnownRows, in_sample_positions
 from skclip.ood._device import DEVICE_CONSTRAINTS, resolve, resolve_fitted
 from skclip.utils._arrays import check_features, row_batches
 from skclip.utils._faiss import index_of, replace_index, search_index
+from skclip.utils._names import check_labels
 from skclip.utils._neighbors import largest_products, most_similar
 from skclip.utils._params import Interval, StrOptions
 from skclip.utils._training import check_directions, check_target
@@ -45,8 +46,9 @@ def check_more_known(estimator: Any, X: Any, y: ArrayLike | None) -> KnownRows:
     if y is not None:
         y = check_target(estimator, y)
         check_consistent_length(X[::n_views], y)
-        known = [] if estimator.classes_ is None else [estimator.classes_]
-        estimator.classes_ = np.unique(np.concatenate([*known, y]))
+        known = [] if estimator.classes_ is None else estimator.classes_.tolist()
+        # joined as they are, NumPy would make strings of numbers
+        estimator.classes_ = np.unique(check_labels([*known, *np.unique(y).tolist()], name="classes_"))
     return KnownRows(X, np.zeros(len(X) // n_views, dtype=np.intp), n_views)
 
 

@@ -15,7 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, has_fit_parameter
 
 from skclip.ood._detector import DetectorMixin
 from skclip.utils._arrays import check_features, check_prototypes, first_view, row_batches, unit_rows
@@ -192,6 +192,7 @@ def fit_classifier(estimator: Any, X: Any, y: ArrayLike | None, **params: Any) -
             f"{type(classifier).__name__}; got None. Wrap a classifier that is fitted in FrozenEstimator."
         )
     estimator.classifier_ = clone(classifier).fit(X, y, **_routed(estimator, classifier, params))
+    check_consistent_length(X, y)  # a frozen one has not looked
     if not hasattr(estimator.classifier_, "classes_"):
         raise ValueError(f"{estimator.classifier_!r} knows no classes after fit; fit a classifier before freezing it.")
     estimator.classes_ = estimator.classifier_.classes_

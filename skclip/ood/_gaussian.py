@@ -15,7 +15,7 @@ from scipy.linalg.blas import dtrmm, strmm
 from skclip.ood._detector import KnownRows, in_sample_positions
 from skclip.ood._device import resolve_fitted
 from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
-from skclip.utils._base import SkclipWarning
+from skclip.utils._base import SkclipWarning, stack_level
 from skclip.utils._covariance import whitening
 from skclip.utils._moments import ClassMoments, unit_blocks
 from skclip.utils._params import HasMethods, StrOptions
@@ -96,7 +96,7 @@ def warn_singular(estimator: Any, n_rows: int) -> None:
         f"{type(estimator).__name__} measures distances in these {rank} directions and ignores the others. Pass more "
         'rows, or covariance="ks", "oas" or "ledoit_wolf", which see every direction.',
         SkclipWarning,
-        stacklevel=2,
+        stacklevel=stack_level(),
     )
 
 
@@ -330,7 +330,9 @@ def own_class_bounds(X: NDArray, codes: NDArray, known: Learned, background: Lea
     size, steepest = np.linalg.norm(factor), 2.0 * np.sqrt(np.einsum("kd,kd->k", slopes, slopes))
     slopes32, location32 = (2.0 * slopes).astype(np.float32), location.astype(np.float32)
     bounds = -constants[codes]
-    for rows, part in unit_blocks(X, np.float32):
+    # scaled in the type of X: float32 may not hold rows of another length
+    for unit, part in unit_blocks(X, X.dtype):
+        rows = unit.astype(np.float32, copy=False)
         rows -= location32
         own = codes[part]
         bounds[part] += np.einsum("nd,nd->n", rows, slopes32[own])

@@ -18,7 +18,7 @@ from skclip.ood._bank import (
 )
 from skclip.ood._detector import CALIBRATION_CONSTRAINTS, FeatureDetectorMixin, KnownRows
 from skclip.utils._arrays import unit_rows
-from skclip.utils._base import SkclipBase
+from skclip.utils._base import SkclipBase, unchanged_on_failure
 from skclip.utils._docs import fill_doc
 from skclip.utils._faiss import FLAT
 from skclip.utils._params import check_parameters
@@ -118,8 +118,9 @@ class KNNDetector(FeatureDetectorMixin, SkclipBase):
         check_parameters(self)
         if not hasattr(self, "offset_"):
             return self.fit(X, y)
-        self._learn_rows(check_more_known(self, X, y))
-        self.offset_ = self._offset(threshold_scores(self))
+        with unchanged_on_failure(self):
+            self._learn_rows(check_more_known(self, X, y))
+            self.offset_ = self._offset(threshold_scores(self))
         return self
 
     def _learn_rows(self, known: KnownRows) -> None:

@@ -19,7 +19,7 @@ from skclip.ood._gaussian import (
     nearest_distances,
     set_gaussians,
 )
-from skclip.utils._base import SkclipBase
+from skclip.utils._base import SkclipBase, unchanged_on_failure
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import check_parameters
 
@@ -111,8 +111,9 @@ class MahalanobisDetector(FeatureDetectorMixin, SkclipBase):
         """
         check_parameters(self)
         resolve(self.device)
-        set_gaussians(self, continued_moments(self, X, y, classes), None)
-        self.offset_ = self._offset(self._calibration_scores(X, y, {}))
+        with unchanged_on_failure(self):
+            set_gaussians(self, continued_moments(self, X, y, classes), None)
+            self.offset_ = self._offset(self._calibration_scores(X, y, {}))
         return self
 
     def _learn_rows(self, known: KnownRows) -> None:

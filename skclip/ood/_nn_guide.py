@@ -24,7 +24,7 @@ from skclip.ood._classifier_based import CLASSIFIER_CONSTRAINTS, LogitDetectorMi
 from skclip.ood._detector import CALIBRATION_CONSTRAINTS
 from skclip.ood._scores import free_energy
 from skclip.utils._arrays import check_features, first_view, unit_rows
-from skclip.utils._base import SkclipBase, SkclipWarning
+from skclip.utils._base import SkclipBase, SkclipWarning, stack_level, unchanged_on_failure
 from skclip.utils._docs import fill_doc
 from skclip.utils._faiss import FLAT
 from skclip.utils._params import check_parameters
@@ -155,18 +155,19 @@ class NNGuideDetector(LogitDetectorMixin, SkclipBase):
         rows, n_views = check_rows(self, X, reset=False)
         if y is not None:
             check_consistent_length(rows[::n_views], y)
-        self._add(X, rows, n_views, stacklevel=4)
-        self.offset_ = self._offset(threshold_scores(self))
+        with unchanged_on_failure(self):
+            self._add(X, rows, n_views)
+            self.offset_ = self._offset(threshold_scores(self))
         return self
 
     def _learn(self, X: Any, y: ArrayLike | None, **params: Any) -> None:
         rows, n_views = check_rows(self, X, reset=True)
         fit_classifier(self, X, y, **params)
-        self._add(X, rows, n_views, stacklevel=6)
+        self._add(X, rows, n_views)
 
-    def _add(self, X: Any, rows: NDArray, n_views: int, *, stacklevel: int) -> None:
+    def _add(self, X: Any, rows: NDArray, n_views: int) -> None:
         energies = self._energies(X, rows)
-        _check_energies(self.classifier_, energies, stacklevel)
+        _check_energies(self.classifier_, energies)
         add_rows(self, unit_rows(rows) * energies[:, None].astype(rows.dtype), n_views)
         self.energies_ = np.concatenate([getattr(self, "energies_", np.empty(0)), energies])
 
@@ -203,7 +204,7 @@ class NNGuideDetector(LogitDetectorMixin, SkclipBase):
         return largest_in_bank(self, queries, pictures).mean(axis=1, dtype=np.float64)
 
 
-def _check_energies(classifier: Any, energies: NDArray, stacklevel: int) -> None:
+def _check_energies(classifier: Any, energies: NDArray) -> None:
     bad = np.flatnonzero(~np.isfinite(energies))
     if bad.size:
         raise ValueError(f"The logits of {type(classifier).__name__} have energy {energies[bad[0]]} for row {bad[0]}.")
@@ -214,5 +215,5 @@ def _check_energies(classifier: Any, energies: NDArray, stacklevel: int) -> None
             f"{energies.min():.3g}), which turns their guidance around. Take a classifier with larger logits, such as "
             "class text with its scale of 100, or without guidance EnergyDetector or KNNDetector.",
             SkclipWarning,
-            stacklevel=stacklevel,
+            stacklevel=stack_level(),
         )

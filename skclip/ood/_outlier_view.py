@@ -9,11 +9,18 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_consistent_length
 
 from skclip.ood._detector import CALIBRATION_CONSTRAINTS, DetectorMixin
 from skclip.utils._base import SkclipBase
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods
+
+
+def _needs_labels(estimator: Any) -> bool:
+    if estimator is None or isinstance(estimator, FrozenEstimator):
+        return estimator is None
+    return get_tags(estimator).target_tags.required
 
 
 def _knows_classes(view: Any) -> bool:
@@ -112,17 +119,19 @@ class OutlierView(DetectorMixin, SkclipBase):
 
     def _learn(self, X: Any, y: ArrayLike | None) -> None:
         estimator = self.estimator
+        needs_labels = _needs_labels(estimator)
         if estimator is None:
             # one room further on the same floor, known by its public name
             from skclip.adapters import GDAClassifier
 
             estimator = GDAClassifier()
-        if y is None and not isinstance(estimator, FrozenEstimator) and get_tags(estimator).target_tags.required:
+        if y is None and needs_labels:
             raise ValueError(
                 f"OutlierView needs y, the labels of the in-distribution pictures, to fit its "
                 f"{type(estimator).__name__}; got None. Wrap one that is fitted in FrozenEstimator."
             )
         self._adopt(clone(estimator).fit(X, y))
+        check_consistent_length(X, y)  # a frozen one has not looked
 
     def _adopt(self, fitted: Any) -> None:
         self.estimator_ = fitted
@@ -137,4 +146,5 @@ class OutlierView(DetectorMixin, SkclipBase):
         tags = super().__sklearn_tags__()
         if self.estimator is not None:
             tags.input_tags = get_tags(self.estimator).input_tags
+        tags.target_tags.required = _needs_labels(self.estimator)
         return tags

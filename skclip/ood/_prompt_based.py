@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skclip.ood._detector import DetectorMixin
 from skclip.utils._arrays import check_features, check_prototypes, first_view, row_batches, unit_rows
-from skclip.utils._base import SkclipWarning, forget_fit
+from skclip.utils._base import SkclipWarning, forget_fit, stack_level
 from skclip.utils._class_text import resolve_text
 from skclip.utils._cosine import chance_message, is_chance
 from skclip.utils._docs import fill_doc
@@ -161,7 +161,7 @@ class PromptDetectorMixin(DetectorMixin):
         n, n_classes = len(right), len(self.classes_)
         if is_chance(int(right.sum()), n, n_classes):
             message = chance_message(int(right.sum()), n, n_classes, "zero_shot")
-            warnings.warn(message, SkclipWarning, stacklevel=3)
+            warnings.warn(message, SkclipWarning, stacklevel=stack_level())
 
     def _rows(self, X: Any) -> NDArray:
         return first_view(*check_features(self, X))

@@ -22,7 +22,7 @@ from skclip.ood._gaussian import (
     nearest_distances,
     set_gaussians,
 )
-from skclip.utils._base import SkclipBase
+from skclip.utils._base import SkclipBase, unchanged_on_failure
 from skclip.utils._docs import fill_doc
 from skclip.utils._moments import ClassMoments
 from skclip.utils._params import check_parameters
@@ -118,8 +118,9 @@ class RelativeMahalanobisDetector(FeatureDetectorMixin, SkclipBase):
         """
         check_parameters(self)
         resolve(self.device)
-        self._set_gaussians(continued_moments(self, X, y, classes), None)
-        self.offset_ = self._offset(self._calibration_scores(X, y, {}))
+        with unchanged_on_failure(self):
+            self._set_gaussians(continued_moments(self, X, y, classes), None)
+            self.offset_ = self._offset(self._calibration_scores(X, y, {}))
         return self
 
     def _learn_rows(self, known: KnownRows) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from skclip.ood._classifier_based import CLASSIFIER_CONSTRAINTS, LogitDetectorMixin, fit_classifier
 from skclip.ood._detector import CALIBRATION_CONSTRAINTS
 from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
-from skclip.utils._base import SkclipBase, SkclipWarning
+from skclip.utils._base import SkclipBase, SkclipWarning, stack_level
 from skclip.utils._docs import fill_doc
 from skclip.utils._moments import class_sums
 from skclip.utils._names import rows_of_labels
@@ -129,7 +129,7 @@ class SHEDetector(LogitDetectorMixin, SkclipBase):
                 f"({lost.size} of {len(self.classes_)} classes): the mean of all of them is stored instead. Pass a "
                 "classifier that knows its training pictures better.",
                 SkclipWarning,
-                stacklevel=4,
+                stacklevel=stack_level(),
             )
 
     def _predicted(self, rows: NDArray) -> NDArray:

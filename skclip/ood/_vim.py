@@ -12,7 +12,7 @@ from skclip.ood._classifier_based import CLASSIFIER_CONSTRAINTS, LinearDetectorM
 from skclip.ood._detector import CALIBRATION_CONSTRAINTS
 from skclip.ood._residual import DIM_CONSTRAINTS, head_origin, principal_dim, residual_basis, residual_norms
 from skclip.ood._scores import free_energy
-from skclip.utils._base import SkclipBase, SkclipWarning
+from skclip.utils._base import SkclipBase, SkclipWarning, stack_level
 from skclip.utils._docs import fill_doc
 
 # residuals of the training rows below this share of their length are rounding
@@ -127,7 +127,7 @@ class ViMDetector(LinearDetectorMixin, SkclipBase):
                 "is alpha_: a residual counts in favour of a picture. Take a classifier trained by softmax, such as "
                 "LinearProbeClassifier.",
                 SkclipWarning,
-                stacklevel=5,
+                stacklevel=stack_level(),
             )
         return float(largest / residual)
 

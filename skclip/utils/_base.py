@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -37,3 +40,23 @@ def forget_fit(estimator: Any) -> None:
     the weights of another."""
     for name in fitted_names(estimator):
         delattr(estimator, name)
+
+
+@contextmanager
+def unchanged_on_failure(estimator: Any) -> Iterator[None]:
+    """Give `estimator` its attributes back where the block raises; it must replace arrays, not write into them."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+def stack_level() -> int:
+    """The `stacklevel` at which a warning of the function that calls this points at the code outside the package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("skclip."):
+        level, frame = level + 1, frame.f_back
+    return level

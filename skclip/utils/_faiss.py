@@ -72,7 +72,8 @@ def replace_index(owner: Any, bank: NDArray, factory: str | None) -> NDArray[np.
 def index_of(owner: Any, bank: NDArray, kept: NDArray[np.uint8] | None, factory: str) -> Any:
     """The index of a fitted estimator: at hand, read from what was `kept`, or built again."""
     with _lock:
-        if owner not in _indices:
+        # of another number of rows where the bank had to be taken back
+        if owner not in _indices or _indices[owner].ntotal != len(bank):
             faiss = import_faiss()
             _indices[owner] = build_index(bank, factory) if kept is None else faiss.deserialize_index(np.array(kept))
         return _indices[owner]

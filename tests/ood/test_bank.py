@@ -181,3 +181,20 @@ def test_a_sample_of_the_bank_sets_the_threshold(detector, views, monkeypatch):
     held_out = clone(detector).set_params(calibration="cv").fit(rows)
     monkeypatch.setattr(_detector, "_MOST_IN_SAMPLE", 10_000)
     assert clone(held_out).fit(rows).offset_ == held_out.offset_
+
+
+@pytest.mark.parametrize("backend", ["exact", "faiss"])
+@pytest.mark.parametrize("detector", [KNNDetector(5), NNGuideDetector(TEXT)], ids=lambda d: type(d).__name__)
+def test_a_threshold_that_cannot_be_set_takes_the_chunk_back(detector, backend):
+    if backend == "faiss":
+        pytest.importorskip("faiss")
+    detector = clone(detector).set_params(backend=backend).fit(X[:200])
+    state, scores = dict(vars(detector)), detector.score_samples(X_NEW)
+    with pytest.raises(ValueError, match="3 features"):
+        detector.set_params(calibration=X[:, :3]).partial_fit(X[200:])
+    detector.set_params(calibration="in_sample")
+    assert vars(detector).keys() == state.keys()
+    assert all(value is state[name] for name, value in vars(detector).items() if name.endswith("_"))
+    np.testing.assert_array_equal(detector.score_samples(X_NEW), scores)
+    whole = clone(detector).fit(X)
+    np.testing.assert_allclose(detector.partial_fit(X[200:]).score_samples(X_NEW), whole.score_samples(X_NEW))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -31,9 +32,20 @@ from skclip.adapters import (
     TipAdapterFClassifier,
     UnsupervisedGDA,
 )
-from skclip.ood import EnergyDetector, GradNormDetector, MSPDetector, ResidualDetector, ViMDetector
+from skclip.ood import (
+    EnergyDetector,
+    GradNormDetector,
+    MahalanobisDetector,
+    MCMDetector,
+    MSPDetector,
+    NNGuideDetector,
+    RelativeMahalanobisDetector,
+    ResidualDetector,
+    SHEDetector,
+    ViMDetector,
+)
 from skclip.ood._classifier_based import linear_head
-from skclip.utils import get_logits
+from skclip.utils import SkclipWarning, get_logits
 from skclip.utils.estimator_checks import NearestMeanClassifier
 from skclip.zero_shot import CLIPClassifier, ZeroShotClassifier
 
@@ -347,3 +359,34 @@ def test_logits_that_never_change_are_linear():
     head = linear_head(ConstantClassifier().fit(X), X)
     assert not head.coef.any()
     assert clone(GradNormDetector(ConstantClassifier())).fit(X, Y).score_samples(X).max() == 0.0
+
+
+@pytest.mark.parametrize("detector", [MSPDetector, ViMDetector, SHEDetector, NNGuideDetector])
+def test_labels_of_another_length_beside_a_frozen_classifier(detector):
+    X, y = np.random.default_rng(0).normal(size=(40, 6)) + 5.0 * np.eye(2, 6)[np.arange(40) % 2], np.arange(40) % 2
+    frozen = FrozenEstimator(LogisticRegression().fit(X, y))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        detector(frozen).fit(X, y[:-1])
+
+
+@pytest.mark.filterwarnings("ignore:Zero-shot accuracy")  # warned of beside the message asked for
+@pytest.mark.parametrize(
+    ("detector", "message"),
+    [
+        (MahalanobisDetector(), "is singular"),
+        (RelativeMahalanobisDetector(), "is singular"),
+        (NNGuideDetector(-np.eye(2, 8), n_neighbors=2), "energies that are not positive"),
+        (SHEDetector(-np.eye(2, 8)), "recognises no picture"),
+        (ViMDetector(-0.5 * np.eye(2, 8) - np.eye(2, 8)[::-1]), "largest logits of the training pictures are negative"),
+        (MCMDetector(np.eye(2, 8)[::-1]), "no better than chance"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_warnings_point_at_the_code_that_calls(detector, message):
+    y = np.arange(60) % 2
+    X = np.eye(2, 8)[y] + 0.01 * np.tile(np.random.default_rng(0).normal(size=(6, 8)), (10, 1))
+    for way in ("fit", "partial_fit"):
+        if hasattr(detector, way):
+            with pytest.warns(SkclipWarning, match=message) as caught:
+                getattr(clone(detector), way)(X, y)
+            assert {warning.filename for warning in caught if re.search(message, str(warning.message))} == {__file__}

@@ -183,6 +183,17 @@ def test_the_threshold_of_many_rows_is_that_of_ten_thousand(detector):
     assert np.sum(fitted.predict(few) == -1) == 500
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("covariance", ["empirical", "ks"])
+@pytest.mark.parametrize("detector", [MahalanobisDetector, RelativeMahalanobisDetector])
+@pytest.mark.parametrize("scale", [1e-200, 1e-45, 1e60, "each its own"])
+def test_the_threshold_does_not_depend_on_lengths_that_float32_cannot_hold(detector, covariance, scale):
+    X, y = known_rows()
+    lengths = 10.0 ** np.random.default_rng(0).uniform(-60, 60, (len(X), 1)) if isinstance(scale, str) else scale
+    expected = detector(covariance).fit(X, y).offset_
+    assert detector(covariance).fit(X * lengths, y).offset_ == pytest.approx(expected, rel=1e-9)
+
+
 def test_memory_is_bounded():
     rng = np.random.default_rng(0)
     X, codes = rng.normal(size=(20_000, 32)).astype(np.float32), np.arange(20_000) % 1000

@@ -158,6 +158,15 @@ def test_a_chunk_that_does_not_fit_changes_nothing():
     np.testing.assert_array_equal(detector.score_samples(X_NEW), KNNDetector(5).fit(X).score_samples(X_NEW))
 
 
+def test_labels_of_chunks_join_as_they_are():
+    detector = KNNDetector(5).partial_fit(X[:60], np.arange(60) % 2)
+    assert detector.partial_fit(X[60:90], np.full(30, -1)).classes_.tolist() == [-1, 0, 1]
+    with pytest.raises(TypeError, match=r"mixed type: classes_\[0\] is -1 \(number\) but classes_\[3\] is 'cat'"):
+        detector.partial_fit(X[90:], ["cat"] * 30)
+    assert detector.classes_.tolist() == [-1, 0, 1]
+    assert len(detector.bank_) == 90
+
+
 # errors
 
 

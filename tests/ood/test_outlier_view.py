@@ -9,6 +9,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skclip import CLIPClassifier
@@ -113,3 +114,25 @@ def test_bad_input():
         OutlierView(LogisticRegression()).fit(X, y)
     with pytest.raises(NotFittedError):
         OutlierView(FrozenEstimator(GDAClassifier())).fit(X)
+
+
+def test_it_needs_labels_where_its_estimator_does(fitted):
+    for estimator, needed in [
+        (None, True),
+        (GDAClassifier(), True),
+        (FrozenEstimator(fitted), False),
+        (KernelDensity(), False),
+    ]:
+        view = OutlierView(estimator)
+        assert get_tags(view).target_tags.required is needed
+        if needed:
+            with pytest.raises(ValueError, match="OutlierView needs y"):
+                view.fit(rows()[0])
+        else:
+            view.fit(rows()[0])
+
+
+def test_labels_of_another_length(fitted):
+    X, y = rows()
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        OutlierView(FrozenEstimator(fitted)).fit(X, y[1:])
