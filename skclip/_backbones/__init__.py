@@ -7,7 +7,13 @@ or a bundled tiny model. Importing this package imports neither torch nor open_c
 from __future__ import annotations
 
 from skclip._backbones._cards import DEFAULT_MODEL, BackboneCard, get_card, list_models
-from skclip._backbones._device import resolve_device, resolve_precision, torch_dtype
+from skclip._backbones._device import (
+    MissingDeviceWarning,
+    device_of_fitted,
+    resolve_device,
+    resolve_precision,
+    torch_dtype,
+)
 from skclip._backbones._execution import Backbone, run_batched
 from skclip._backbones._foreign import (
     NetworkCard,
@@ -31,12 +37,14 @@ __all__ = [
     "Backbone",
     "BackboneCard",
     "BackboneError",
+    "MissingDeviceWarning",
     "NetworkCard",
     "TruncatedTextWarning",
     "UnknownWordWarning",
     "build_network",
     "cached_network",
     "clear_backbones",
+    "device_of_fitted",
     "get_card",
     "grid_shape",
     "head_names",

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
+
+from skclip.utils import SkclipWarning
 
 if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("float32", "bf16", "fp16")
+
+_missing_devices: set[str] = set()
+
+
+class MissingDeviceWarning(SkclipWarning):
+    """An estimator was fitted for a device that this machine lacks; it runs on the CPU."""
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -48,6 +57,31 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     if str(found) not in present:
         raise ValueError(f"device={str(device)!r} is not on this machine, which has: {', '.join(present)}.")
     return found
+
+
+def device_of_fitted(device: str, precision: str = "auto") -> tuple[str, str]:
+    """Where and how an estimator runs that was fitted, perhaps on another machine.
+
+    Returns
+    -------
+    device, precision : str
+        As given; "cpu" and "auto" where this machine lacks the device. "cpu" imports no torch.
+
+    Warns
+    -----
+    MissingDeviceWarning
+        Once per missing device.
+    """
+    if device in ("auto", "cpu"):
+        return device, precision
+    try:
+        resolve_device(device)
+    except ValueError as error:
+        if device not in _missing_devices:
+            _missing_devices.add(device)
+            warnings.warn(f"{error} Running on the CPU instead.", MissingDeviceWarning, stacklevel=5)
+        return "cpu", "auto"
+    return device, precision
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
@@ -67,7 +67,7 @@ def member_inputs(
             readers[name] = partial(answer, name, network)
     read = dict(zip(readers, read_together(pictures, list(readers.values()))))
     of = {name: pictures if name in fronts or name in networks else X for name, _ in members}
-    answers = {name: np.concatenate(read[name]) for name in networks if name in read}
+    answers = {name: _joined(read[name], len(pictures)) for name in networks if name in read}
     of.update({name: answers.pop(name) for name in networks if name in training})
     return MemberInputs(of, answers)
 
@@ -75,6 +75,8 @@ def member_inputs(
 def front_end(member: Any) -> Any:
     """The transformer of this package that a member reads pictures with; None where there is none, or it is hidden."""
     if isinstance(member, CLIPClassifier):
+        if hasattr(member, "features_"):
+            return member.features_
         given = member.get_params(deep=False)
         return CLIPFeatures(**{name: given[name] for name in CLIPFeatures().get_params() if name in given})
     if isinstance(member, Pipeline):
@@ -98,7 +100,7 @@ def encoder(front: Any, *, training: bool) -> Reader:
 
     With `training`, those of all views that ``fit_transform`` will ask for, where its seed is known.
     """
-    front = clone(front)
+    front = copy(front)  # no clone: a fitted one runs on the CPU where its device is missing
     if "verbose" in front.get_params():
         front.set_params(verbose=0)  # a bar for every few pictures says nothing
     views = training and getattr(front, "n_views", 1) > 1 and isinstance(front.random_state, Integral)
@@ -134,6 +136,17 @@ def read_together(pictures: Sequence[SharedPicture], readers: Sequence[Reader]) 
             except PictureError as error:
                 raise _at_its_position(chunk, start, error) from error
     return answers
+
+
+def _joined(parts: list[NDArray], n: int) -> NDArray:
+    """One array of n rows; each part is dropped when it is copied, so that no two copies of all stand side by side."""
+    joined = np.empty((n, *parts[0].shape[1:]), dtype=parts[0].dtype)
+    start = 0
+    while parts:
+        part = parts.pop(0)
+        joined[start : start + len(part)] = part
+        start += len(part)
+    return joined
 
 
 def _at_its_position(chunk: Sequence[SharedPicture], start: int, error: PictureError) -> PictureError:

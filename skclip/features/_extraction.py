@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from skclip._backbones import (
     BackboneCard,
+    device_of_fitted,
     get_card,
     grid_shape,
     load_backbone,
@@ -60,10 +61,6 @@ class UnreadablePictureWarning(SkclipWarning):
         self.failures = failures
 
 
-class MissingDeviceWarning(SkclipWarning):
-    """An estimator was fitted for a device that this machine lacks; it runs on the CPU."""
-
-
 class WorkerStoreWarning(SkclipWarning):
     """A worker process keeps features in its own memory, where no other process finds them."""
 
@@ -100,20 +97,11 @@ def plan_execution(estimator: Any, model: str, **more: Any) -> Execution:
     A missing device is an error, unless the transformer was fitted, presumably elsewhere: then it is the CPU.
     """
     device, precision = estimator.device, estimator.precision
-    if device != "auto":
-        try:
-            resolve_device(device)
-        except ValueError as error:
-            if not hasattr(estimator, "_n_features_out"):
-                raise
-            if device not in _missing_devices:
-                _missing_devices.add(device)
-                warnings.warn(f"{error} Running on the CPU instead.", MissingDeviceWarning, stacklevel=4)
-            device, precision = "cpu", "auto"
+    if hasattr(estimator, "_n_features_out"):
+        device, precision = device_of_fitted(device, precision)
+    elif device != "auto":
+        resolve_device(device)
     return Execution(model, device, precision, estimator.batch_size, estimator.store, **more)
-
-
-_missing_devices: set[str] = set()
 
 
 def encode_pictures(

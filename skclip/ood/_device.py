@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
+
+from skclip._backbones import device_of_fitted, resolve_device
 
 if TYPE_CHECKING:
     import torch
 
 DEVICE_CONSTRAINTS: dict[str, list[Any]] = {"device": [str]}
-
-_missing_devices: set[str] = set()
 
 
 def resolve(device: str) -> torch.device | None:
@@ -28,8 +27,6 @@ def resolve(device: str) -> torch.device | None:
     """
     if device == "cpu":
         return None
-    from skclip._backbones import resolve_device
-
     found = resolve_device(device)
     return None if found.type == "cpu" else found
 
@@ -42,12 +39,4 @@ def resolve_fitted(device: str) -> torch.device | None:
     MissingDeviceWarning
         Once per device.
     """
-    try:
-        return resolve(device)
-    except ValueError as error:
-        if device not in _missing_devices:
-            from skclip.features import MissingDeviceWarning
-
-            _missing_devices.add(device)
-            warnings.warn(f"{error} Running on the CPU instead.", MissingDeviceWarning, stacklevel=2)
-        return None
+    return resolve(device_of_fitted(device)[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
@@ -19,6 +18,7 @@ from skclip._backbones import (
     BackboneError,
     build_network,
     cached_network,
+    device_of_fitted,
     head_names,
     keep_network,
     network_card,
@@ -29,7 +29,6 @@ from skclip._backbones import (
     weights_file_digest,
 )
 from skclip._media import PictureTransform, check_images, stack_pictures
-from skclip.features import MissingDeviceWarning
 from skclip.tuning._network_training import NetworkRecipe, Pixels, autocast, train_network
 from skclip.utils._arrays import check_weights, take_rows
 from skclip.utils._base import SkclipBase, forget_fit
@@ -454,13 +453,9 @@ class TimmClassifier(LogitsMixin, SkclipBase):
                 yield start, pixels
 
     def _where_to_predict(self) -> tuple[torch.device, str]:
-        try:
-            device = resolve_device(self.device)
-        except ValueError as error:
-            warnings.warn(f"{error} Running on the CPU instead.", MissingDeviceWarning, stacklevel=4)
-            device = resolve_device("cpu")
-            return device, resolve_precision("auto", device)
-        return device, resolve_precision(self.precision, device)
+        name, precision = device_of_fitted(self.device, self.precision)
+        device = resolve_device(name)
+        return device, resolve_precision(precision, device)
 
     def _network(self, device: torch.device) -> torch.nn.Module:
         """The trained network, from the cache of this process or built again."""

@@ -24,7 +24,7 @@ from skclip.adapters import GDAClassifier, LinearProbeClassifier
 from skclip.datasets import make_picture_world
 from skclip.ensemble import COOkeDClassifier
 from skclip.ensemble._sharing import front_end, reads_pixels
-from skclip.features import UnreadablePictureWarning
+from skclip.features import MissingDeviceWarning, UnreadablePictureWarning
 from skclip.metrics import ood_auroc
 
 TINY, TINY_RN = "skclip-tiny", "skclip-tiny-rn"
@@ -236,6 +236,16 @@ def test_frozen_and_calibrated_members_share_as_well(files, world, work):
     forget(work)
     COOkeDClassifier([("frozen", FrozenEstimator(fitted)), ("net", network)]).fit(files)  # a threshold, no labels
     assert work["decoded"] == 48
+
+
+def test_where_the_device_is_missing_it_predicts_on_the_cpu(files, world, empty_stores):
+    _, y = world
+    clf = COOkeDClassifier(members("memory")[:2], calibration=None).fit(files, y)
+    expected = clf.predict_proba(files[:6])
+    text, probe = clf.estimators_
+    text.features_.device = probe[0].device = "cuda:78"
+    with pytest.warns(MissingDeviceWarning, match=r"cuda:78.*Running on the CPU"):
+        np.testing.assert_array_equal(clf.predict_proba(files[:6]), expected)
 
 
 def test_views_are_encoded_once(files, world, work):

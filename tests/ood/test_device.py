@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from skclip.features import MissingDeviceWarning
-from skclip.ood import _device
 from skclip.ood._device import resolve, resolve_fitted
 
 
@@ -16,7 +15,7 @@ from skclip.ood._device import resolve, resolve_fitted
 def no_accelerator(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(_device, "_missing_devices", set())
+    monkeypatch.setattr("skclip._backbones._device._missing_devices", set())
 
 
 def test_cpu_is_numpy_and_needs_no_torch():

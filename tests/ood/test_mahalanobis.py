@@ -291,7 +291,7 @@ def test_search_and_persistence(detector, anisotropic, tmp_path):
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_an_absent_device_fails_the_fit_and_warns_once_in_use(detector, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(_device, "_missing_devices", set())
+    monkeypatch.setattr("skclip._backbones._device._missing_devices", set())
     X, y = known_rows()
     for method in (detector(device="cuda").fit, detector(device="cuda").partial_fit):
         with pytest.raises(ValueError, match="device='cuda' is not on this machine"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 
 import joblib
 import numpy as np
@@ -435,6 +436,9 @@ def test_missing_device_predicts_on_the_cpu(tiny):
     elsewhere = pickle.loads(pickle.dumps(clf)).set_params(device="cuda:77")
     with pytest.warns(MissingDeviceWarning, match="cuda:77"):
         assert_array_equal(elsewhere.logits(X), clf.logits(X))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        elsewhere.predict(X)  # said once
 
 
 def test_as_member_of_an_open_set_classifier(fitted, low):
