@@ -7,11 +7,30 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
+from PIL import Image
 
 # Of pictures held at once. A chunk of few pictures comes first, to see how large they are.
 _HELD_BYTES = 2**28
+# Where large ones follow small ones: beyond it nothing is kept, and the next reader reads for itself.
+_MOST_HELD_BYTES = 2**30
 _FIRST_CHUNK = 16
 _CHUNK = 256
+
+
+class _Room:
+    """Memory for what the pictures of a chunk keep."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._left = n_bytes
+        self._lock = threading.Lock()
+
+    def take(self, n_bytes: int) -> bool:
+        """Whether there was any left; what comes last may take more than that."""
+        with self._lock:
+            if self._left <= 0:
+                return False
+            self._left -= n_bytes
+            return True
 
 
 class SharedPicture:
@@ -32,13 +51,13 @@ class SharedPicture:
         Raw rows by their key in the feature store.
     """
 
-    __slots__ = ("_held", "_kept", "_lock", "rows", "source")
+    __slots__ = ("_kept", "_lock", "_room", "rows", "source")
 
     def __init__(self, source: Any) -> None:
         self.source = source
         self.rows: dict[bytes, NDArray] = {}
         self._kept: dict[str, Any] = {}
-        self._held = False
+        self._room: _Room | None = None
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -58,25 +77,23 @@ class SharedPicture:
             if what in self._kept:
                 return self._kept[what]
             made = make()
-            if self._held or what == "key":
+            if what == "key" or (self._room is not None and self._room.take(_size(made))):
                 self._kept[what] = made
             return made
 
-    def hold(self) -> None:
-        """Keep from now on what is made."""
-        self._held = True
+    def hold(self, room: _Room | None = None) -> None:
+        """Keep from now on what is made, as long as there is room."""
+        self._room = room or _Room(_MOST_HELD_BYTES)
 
     def release(self) -> None:
         """Forget the file's bytes and the decoded picture."""
         with self._lock:
-            self._held = False
+            self._room = None
             self._kept = {what: made for what, made in self._kept.items() if what == "key"}
 
     def held_bytes(self) -> int:
         """Memory that `release` would give back, about."""
-        picture, data = self._kept.get("picture"), self._kept.get("data")
-        pixels = 0 if picture is None else picture.width * picture.height * len(picture.getbands())
-        return pixels + (len(data) if isinstance(data, bytes) else 0)
+        return sum(_size(self._kept[what]) for what in ("data", "picture") if what in self._kept)
 
 
 def held_chunks(pictures: Sequence[SharedPicture]) -> Iterator[tuple[int, Sequence[SharedPicture]]]:
@@ -87,13 +104,14 @@ def held_chunks(pictures: Sequence[SharedPicture]) -> Iterator[tuple[int, Sequen
     start : int
         Position of the first.
     chunk : sequence of SharedPicture
-        At most 256, fewer where pictures like those before would take more than 256 MiB.
+        At most 256, fewer where pictures like those before would take more than 256 MiB. They keep no more than 1 GiB.
     """
     start, size = 0, _FIRST_CHUNK
     while start < len(pictures):
         chunk = pictures[start : start + size]
+        room = _Room(_MOST_HELD_BYTES)
         for picture in chunk:
-            picture.hold()
+            picture.hold(room)
         try:
             yield start, chunk
             largest = max(picture.held_bytes() for picture in chunk)
@@ -102,6 +120,13 @@ def held_chunks(pictures: Sequence[SharedPicture]) -> Iterator[tuple[int, Sequen
                 picture.release()
         start += len(chunk)
         size = min(_CHUNK, max(1, _HELD_BYTES // max(1, largest)))
+
+
+def _size(made: Any) -> int:
+    """Bytes of a decoded picture or of a file; 0 of what is the user's own."""
+    if isinstance(made, Image.Image):
+        return made.width * made.height * len(made.getbands())
+    return len(made) if isinstance(made, bytes) else 0
 
 
 def _restored(source: Any, rows: dict[bytes, NDArray], key: bytes | None) -> SharedPicture:

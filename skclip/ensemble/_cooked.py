@@ -136,9 +136,10 @@ class COOkeDClassifier(ClassifierMixin, SkclipBase, _BaseComposition):
     a `FrozenEstimator` or `CalibratedClassifierCV`) or have a ``preprocess`` of their own
     (`skclip.tuning.TimmClassifier`). Each picture is then read and decoded once, and encoded once by each model,
     however many the members and folds and whether there is a feature store or not. Pictures are walked in chunks of at
-    most 256 and 256 MiB; rows of features outlast them, and, in `fit`, the pixels on which a network is trained. Any
-    other member, a grid search among them, is given X and reads for itself. A `ZeroShotClassifier` in a pipeline whose
-    ``model`` is None gets that of the `CLIPFeatures` before it. Views with ``random_state=None`` are encoded apart.
+    most 256 and about 256 MiB; rows of features outlast them, and, in `fit`, the pixels on which a network is trained.
+    Any other member, a grid search among them, is given X and reads for itself. A `ZeroShotClassifier` in a pipeline
+    whose ``model`` is None gets that of the `CLIPFeatures` before it. Views with ``random_state=None`` are encoded
+    apart.
 
     ``sample_weight`` goes to the members that take it, with a warning that names those that do not (other metadata
     through metadata routing). It does not weigh the pictures that set the threshold.

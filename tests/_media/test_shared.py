@@ -109,6 +109,24 @@ def test_chunks_hold_in_turn_and_shrink_where_pictures_are_large(monkeypatch):
     assert not any(picture.held_bytes() for picture in pictures)
 
 
+def test_large_pictures_after_small_ones_do_not_fill_the_memory(tmp_path, decodes, monkeypatch):
+    small, large = pixels(0, side=4), pixels(1, side=60)
+    monkeypatch.setattr(_shared, "_FIRST_CHUNK", 2)
+    monkeypatch.setattr(_shared, "_HELD_BYTES", 3 * large.nbytes)
+    monkeypatch.setattr(_shared, "_MOST_HELD_BYTES", 5 * large.nbytes)
+    for i in range(20):
+        Image.fromarray(small if i < 2 else large).save(tmp_path / f"{i}.bmp")
+    pictures = [SharedPicture(tmp_path / f"{i}.bmp") for i in range(20)]
+    for _, chunk in held_chunks(pictures):
+        for _ in range(2):
+            for picture in chunk:
+                expected = small if picture is pictures[0] or picture is pictures[1] else large
+                np.testing.assert_array_equal(np.asarray(read_picture(picture)), expected)
+            content_key(picture)
+        assert sum(picture.held_bytes() for picture in pictures) <= 6 * large.nbytes
+    assert len(decodes) > 20  # what is not kept is decoded again
+
+
 def test_chunks_grow_where_nothing_is_held():
     assert [len(chunk) for _, chunk in held_chunks([SharedPicture(pixels())] * 600)] == [16, 256, 256, 72]
 
