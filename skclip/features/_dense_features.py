@@ -32,8 +32,8 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         As in `CLIPFeatures`. VisionTransformer and ResNet towers of open_clip's own; towers of timm and CoCa cannot be
         opened.
     mode : {"value"}, default="value"
-        How a place is read. "value": through the last block with every token attending to itself alone, its residual
-        path and MLP kept [2]_; of a ResNet through the value and output projections of the attention pool.
+        How a place is read. "value": through the last block with every token attending to itself alone [1]_, its
+        residual path and MLP kept [2]_; of a ResNet through the value and output projections of the attention pool.
     layout : {"grid", "flat"}, default="grid"
         Shape of the output: a grid for each picture, or one long row, as estimators on matrices take it.
     global_token : bool, default=False

@@ -122,6 +122,8 @@ def largest_in_bank(estimator: Any, queries: NDArray, pictures: NDArray | None =
         In no order, in the floating type of `queries`.
     """
     k = int(estimator.n_neighbors)
+    if k > len(estimator.bank_):
+        raise ValueError(f"n_neighbors={k}, changed since fit, but the bank has {len(estimator.bank_)} rows.")
     if pictures is None:
         return _search(estimator, queries, k)[0]
     # among so many there are k of other pictures

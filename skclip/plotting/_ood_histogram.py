@@ -208,6 +208,8 @@ class OODHistogramDisplay:
             _, ax = plt.subplots(figsize=(9.2 if beside else 6.4, 4.2), layout="constrained")
         self.ax_, self.figure_ = ax, ax.figure
         threshold = self.threshold if self.threshold is not None and np.isfinite(self.threshold) else None
+        if bins < 1:
+            raise ValueError(f"bins must be at least 1, got {bins}.")
         edges = _edges([inside, *sets.values()], threshold, bins)
         self.known_bars_ = self._draw("known", inside, edges, {**_style(0, 0.35), **kwargs})
         opacity = 0.2 if len(sets) <= _MOST_FILLED else 0.0

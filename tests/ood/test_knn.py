@@ -185,6 +185,15 @@ def test_fewer_rows_than_neighbours(k, n, calibration, message):
     assert KNNDetector(k - 1 - (k > n) * (k - n), calibration=calibration).fit(X[:n]).offset_ < 0.0
 
 
+@pytest.mark.parametrize("backend", ["exact", "faiss"])
+def test_more_neighbours_than_the_bank_has(backend):
+    if backend == "faiss":
+        pytest.importorskip("faiss")
+    detector = KNNDetector(5, backend=backend).fit(X).set_params(n_neighbors=121)
+    with pytest.raises(ValueError, match="n_neighbors=121, changed since fit, but the bank has 120 rows"):
+        detector.score_samples(X_NEW)
+
+
 def test_rows_without_direction():
     with pytest.raises(ValueError, match="all zeros"):
         KNNDetector(1).fit(np.zeros((3, 4)))

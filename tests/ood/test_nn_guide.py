@@ -276,3 +276,17 @@ def test_flowers_against_imagenet(real_features):
     known, unknown = (detector.score_samples(rows) for rows in (imagenet["X_train_2"], flowers["X_train_16"]))
     # the energy alone reaches 0.891: pictures of flowers find similar ones among four of a class
     assert ood_auroc(known, unknown) == pytest.approx(0.712, abs=0.003)
+
+
+@pytest.mark.filterwarnings("ignore:.* have energies that are not positive")
+def test_chunks_add_up_where_energies_are_negative():
+    prototypes = TEXT[:2] - TEXT.mean(axis=0)
+    frozen = NNGuideDetector(prototypes, contamination=0.3)
+    whole = clone(frozen).fit(X)
+    assert 10 < np.sum(whole.energies_ < 0.0) < 70
+    grown = clone(frozen).partial_fit(X[:50]).partial_fit(X[50:])
+    assert grown.offset_ == pytest.approx(whole.offset_, rel=1e-9)
+    # each without itself, as those that were never in the bank
+    held_out = [clone(frozen).fit(np.delete(X, i, axis=0)).score_samples(X[[i]])[0] for i in range(len(X))]
+    offset = clone(frozen).set_params(calibration="cv").fit(X).offset_
+    assert offset == pytest.approx(np.percentile(held_out, 30), rel=1e-9)

@@ -172,3 +172,5 @@ def test_bad_input():
         OODHistogramDisplay(KNOWN, {"near": [np.nan]}).plot()
     with pytest.raises(ValueError, match="scores_out holds no set"):
         OODHistogramDisplay(KNOWN, {}).plot()
+    with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
+        OODHistogramDisplay(KNOWN, KNOWN).plot(bins=0)
