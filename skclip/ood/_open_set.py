@@ -86,7 +86,8 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
         Pictures that set the threshold: those of `fit`, each answered and scored by members fitted without its fold
         (five folds, or as many as the smallest class has pictures), so that of pictures to come about the share `tpr`
         is answered, and rather more where the members miss a fifth of few pictures; those of `fit` as they are, which
-        members that know their training pictures flatter; or others, with labels, none of which `fit` has seen.
+        members that know their training pictures flatter; or others, with labels (classes, or `reject_label_`), none of
+        which `fit` has seen.
 
     Attributes
     ----------
@@ -213,8 +214,8 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
         ------
         ValueError
             If `reject_label` is of another kind than y or a class of the classifier, a class has too few pictures for
-            folds, the detector gives scores that are not finite, or `unknown_rate` is given and no picture of an
-            unknown class.
+            folds, `calibration` holds other labels, the detector gives scores that are not finite, or `unknown_rate` is
+            given and no picture of an unknown class.
         TypeError
             If `classifier` is none, or has no ``score_samples`` and `detector` none to read.
         """
@@ -233,7 +234,7 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
             fit_params = {of: _check_method_params(X, given, np.flatnonzero(known)) for of, given in fit_params.items()}
         members = self._fit_members(X_known, y_known, fit_params)
         self._check_against_classes(reject_label, members.classifier)
-        threshold = self._threshold(members, X, y, known, fit_params)
+        threshold = self._threshold(members, X, y, reject_label, fit_params)
         self.classifier_, self.detector_ = members
         self.classes_ = self.classifier_.classes_
         for name in ("n_features_in_", "feature_names_in_"):
@@ -428,16 +429,16 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
         return _Members(classifier, detector.fit(X, y, **fit_params["detector"]))
 
     def _threshold(
-        self, members: _Members, X: Any, y: NDArray, known: NDArray, fit_params: dict[str, dict[str, Any]]
+        self, members: _Members, X: Any, y: NDArray, reject_label: Any, fit_params: dict[str, dict[str, Any]]
     ) -> float:
         if not isinstance(self.threshold, str):
             return float(self.threshold)
         if self.threshold == "tpr" and self.tpr in (0.0, 1.0):
             return np.inf if self.tpr == 0.0 else -np.inf
         if isinstance(self.calibration, str):
-            answered = self._answered_own(members, X, y, known, fit_params)
+            answered = self._answered_own(members, X, y, y != reject_label, fit_params)
         else:
-            answered = self._answered_others(members)
+            answered = self._answered_others(members, reject_label)
         if self.threshold == "tpr":
             return float(np.quantile(answered.scores[answered.known], 1.0 - self.tpr))
         return cheapest_threshold(answered.scores, *self._costs(answered))
@@ -465,14 +466,21 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
             answer(fold, places[test], others[i :: len(splits)])
         return _Answered(scores, right, known)
 
-    def _answered_others(self, members: _Members) -> _Answered:
+    def _answered_others(self, members: _Members, reject_label: Any) -> _Answered:
         """Scores and answers of the pictures that `calibration` holds."""
         if len(self.calibration) != 2:
             raise ValueError(f"calibration holds {len(self.calibration)} things; (X, y) are two.")
         X, y = self.calibration
         y = check_target(self, y)
         check_consistent_length(X, y)
-        known = y != self._chosen_label(y)
+        classes = np.asarray(members.classifier.classes_)
+        known = np.isin(y, classes)
+        strange = np.unique(y[~known & (y != reject_label)]).tolist()
+        if strange:
+            raise ValueError(
+                f"calibration=(X, y) holds the labels {strange[:5]}, which are neither classes of the classifier, "
+                f"{classes.tolist()[:5]}, nor reject_label={reject_label!r}."
+            )
         if not known.any():
             raise ValueError("calibration=(X, y) holds no picture of a known class.")
         return _Answered(*members.answer(X, y), known)

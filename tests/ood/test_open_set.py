@@ -173,6 +173,17 @@ def test_pictures_of_their_own_set_the_threshold(world):
     assert with_unknown.fit(world.X, world.y).threshold_ == clf.threshold_
 
 
+@pytest.mark.parametrize("names", [np.arange(5), np.array(["ant", "bee", "cat", "dog", "elk"])], ids=["int", "str"])
+def test_pictures_of_their_own_may_carry_the_chosen_reject_label(world, names):
+    truth = np.repeat(names, 80)
+    clf = OpenSetClassifier(probe(), LOF, calibration=(world.X_in, truth), tpr=0.8).fit(world.X, names[world.y])
+    unknown = np.full(len(world.X_out), clf.reject_label_)
+    mixed = (np.vstack([world.X_in, world.X_out]), np.append(truth, unknown))
+    again = OpenSetClassifier(probe(), LOF, calibration=mixed, tpr=0.8).fit(world.X, names[world.y])
+    assert again.reject_label_ == clf.reject_label_
+    assert again.threshold_ == clf.threshold_
+
+
 def test_the_share_to_keep_moves_the_threshold_between_its_limits(world):
     thresholds = [
         OpenSetClassifier(probe(), LOF, tpr=tpr).fit(world.X, world.y).threshold_ for tpr in (0.0, 0.5, 0.9, 0.99, 1.0)
@@ -539,6 +550,11 @@ def test_calibration_that_does_not_fit(world):
         OpenSetClassifier(probe(), LOF, reject_label=-1, calibration=(world.X_out, np.full(500, -1))).fit(
             world.X, world.y
         )
+    strange = (world.X_in, np.repeat(np.arange(3, 8), 80))
+    with pytest.raises(ValueError, match=r"holds the labels \[5, 6, 7\], which are neither .* nor reject_label"):
+        OpenSetClassifier(probe(), LOF, calibration=strange).fit(world.X, world.y)
+    with pytest.raises(ValueError, match=r"holds the labels \['ant'\]"):
+        OpenSetClassifier(probe(), LOF, calibration=(world.X_in, ["ant"] * 400)).fit(world.X, world.y)
     with pytest.raises(ValueError, match="no picture of an unknown class is given"):
         OpenSetClassifier(probe(), LOF, threshold="cost", unknown_rate=0.5).fit(world.X, world.y)
 
