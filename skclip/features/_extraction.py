@@ -149,6 +149,7 @@ def encode_pictures(
             missing = [key for key in chunk.pixels if key not in known]
             fresh = {}
             if missing:
+                warn_worker(execution.store)
                 batch = np.stack([chunk.pixels[key] for key in missing])
                 backbone = backbone or execution.backbone()
                 encode = backbone.encode_places if places else backbone.encode_images
@@ -217,7 +218,6 @@ class _PictureJob:
         kind = f"{'value path' if places else 'picture'} {self.transform.key()}"
         self._plain = execution.namespace(kind)
         self._augmented = execution.namespace(f"{kind} crop_flip {seed}")
-        warn_worker(execution.store)
 
     def chunks(self) -> Iterator[_Chunk]:
         """Chunks in order, each prepared while the caller works on the one before."""

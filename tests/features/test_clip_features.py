@@ -1,9 +1,11 @@
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from skclip._backbones import load_backbone
 from skclip._backbones._loading import Backbone
 from skclip._backbones._open_clip import import_open_clip
 from skclip.datasets import make_picture_world
-from skclip.features import UnreadablePictureWarning
+from skclip.features import UnreadablePictureWarning, WorkerStoreWarning
 
 MODEL = "skclip-tiny"
 
@@ -281,6 +283,22 @@ def test_wrong_kinds_of_input(X, error, message):
 def test_bad_parameters_are_named_at_fit(params, message, pictures):
     with pytest.raises(ValueError, match=message):
         CLIPFeatures(**{"model": MODEL, **params}).fit(pictures)
+
+
+def test_a_worker_is_warned_when_it_encodes_what_others_may_have_encoded(pictures, empty_stores, monkeypatch):
+    class Worker:
+        name, pid = "LokyProcess-1", -1
+
+    monkeypatch.setattr(multiprocessing, "current_process", Worker)
+    monkeypatch.setattr("skclip.features._extraction._warned_workers", set())
+    with pytest.warns(WorkerStoreWarning, match="is per process"):
+        CLIPFeatures(MODEL).transform(pictures)
+    monkeypatch.setattr("skclip.features._extraction._warned_workers", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CLIPFeatures(MODEL).transform(pictures)  # every row is there
+    with pytest.warns(WorkerStoreWarning, match="is per process"):
+        CLIPFeatures(MODEL).transform(pictures[:1, ::2])
 
 
 def test_missing_device_raises(pictures):
