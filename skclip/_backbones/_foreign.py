@@ -223,7 +223,7 @@ def _created(card: NetworkCard, image_size: tuple[int, int], create: Callable[[]
 
     try:
         module = create()
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: what a layer may remember has to serve training
             logits = module.eval()(torch.zeros(1, 3, *image_size))
     except Exception as error:
         reason = str(error).strip().splitlines()

@@ -16,7 +16,11 @@ from skclip._media._transform import PictureTransform
 
 
 def stack_pictures(
-    pictures: Sequence[Any], transform: PictureTransform, *, n_threads: int | None = None, start: int = 0
+    pictures: Sequence[Any],
+    transform: PictureTransform,
+    *,
+    n_threads: int | None = None,
+    positions: Sequence[int] | NDArray | None = None,
 ) -> NDArray[np.uint8]:
     """Read pictures and resize them.
 
@@ -26,8 +30,8 @@ def stack_pictures(
     transform : PictureTransform
     n_threads : int, default=None
         None is one per core, at most 8.
-    start : int, default=0
-        Position of the first in what the user passed.
+    positions : sequence of n int, default=None
+        Where they were in what the user passed. None is 0, 1, 2, ...
 
     Returns
     -------
@@ -44,14 +48,15 @@ def stack_pictures(
         try:
             stacked[i] = transform(read_picture(pictures[i]))
         except PictureError as error:
-            raise PictureError(f"X[{start + i}], {describe(pictures[i])}: {error}.") from error
+            place = i if positions is None else positions[i]
+            raise PictureError(f"X[{place}], {describe(pictures[i])}: {error}.") from error
 
     with ThreadPoolExecutor(n_threads or min(8, joblib.cpu_count())) as pool:
         futures = [pool.submit(read, i) for i in range(len(pictures))]
         try:
             for future in futures:
                 future.result()
-        except PictureError:
+        except BaseException:  # an interrupt does not wait for the rest either
             pool.shutdown(cancel_futures=True)
             raise
     return stacked

@@ -151,6 +151,8 @@ def train_network(
     generator = torch.Generator().manual_seed(seed)
     n = len(codes)
     n_batches = math.ceil(n / recipe.batch_size)
+    if recipe.batch_size > 1:
+        n_batches = min(n_batches, n // 2)  # batch statistics need more than one picture
     n_steps = recipe.max_iter * n_batches
     targets = torch.from_numpy(np.array(codes, dtype=np.int64)).to(device)
     # of mean 1 over all pictures, not over a batch: a heavy picture then weighs the same in whatever company
@@ -189,7 +191,7 @@ def train_network(
         for epoch in epochs:
             order = torch.randperm(n, generator=generator).numpy()
             steps = []
-            # of nearly equal size: batch statistics need more than the one picture that may be left over
+            # of nearly equal size, so that none is left over alone
             for i, batch in enumerate(np.array_split(order, n_batches)):
                 rate = recipe.rate(epoch * n_batches + i, n_steps)
                 with advice(recipe.batch_size, name):
@@ -248,9 +250,15 @@ def _optimizer(module: torch.nn.Module, learned: set[str] | None, recipe: Networ
 
 @contextmanager
 def advice(batch_size: int, name: str) -> Iterator[None]:
-    """Say what helps where memory runs out."""
+    """Say what helps where memory runs out, or a step sees a single picture."""
     try:
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: batch_size={batch_size} leaves nothing to take batch statistics of; use a larger one."
+        ) from error
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise

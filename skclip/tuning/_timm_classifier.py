@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Self
@@ -239,6 +239,7 @@ class TimmClassifier(LogitsMixin, SkclipBase):
         if len(pictures) != len(y):
             raise ValueError(f"X holds {len(pictures)} pictures and y {len(y)} labels; every picture needs one label.")
         weights = check_weights(sample_weight, len(y))
+        kept = None
         if weights is not None and not weights.all():
             kept = np.flatnonzero(weights)
             pictures, y, weights = take_rows(pictures, kept), y[kept], weights[kept]
@@ -262,7 +263,7 @@ class TimmClassifier(LogitsMixin, SkclipBase):
         losses = train_network(
             module.to(device),
             heads if self.trainable == "head" else None,
-            self._stacked(pictures, preprocessing),
+            self._stacked(pictures, preprocessing, kept),
             codes,
             weights,
             self._recipe(),
@@ -430,18 +431,21 @@ class TimmClassifier(LogitsMixin, SkclipBase):
             augmentation=self.augmentation,
         )
 
-    def _stacked(self, pictures: Any, preprocessing: dict[str, Any], start: int = 0) -> NDArray[np.uint8]:
+    def _stacked(
+        self, pictures: Any, preprocessing: dict[str, Any], positions: Sequence[int] | NDArray | None = None
+    ) -> NDArray[np.uint8]:
         size = preprocessing["stored_size"]
         if isinstance(pictures, np.ndarray) and pictures.shape[1:] == (*size, 3):
             return pictures
         transform = PictureTransform(size, preprocessing["interpolation"], preprocessing["resize_mode"])
-        return stack_pictures(pictures, transform, n_threads=self.n_threads, start=start)
+        return stack_pictures(pictures, transform, n_threads=self.n_threads, positions=positions)
 
     def _chunks(self, pictures: Any) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Position of the first and pixels of consecutive pictures, read while the caller works on those before."""
 
         def read(start: int) -> NDArray[np.uint8]:
-            return self._stacked(pictures[start : start + _CHUNK], self.preprocessing_, start)
+            stop = min(start + _CHUNK, len(pictures))
+            return self._stacked(pictures[start:stop], self.preprocessing_, range(start, stop))
 
         starts = range(0, len(pictures), _CHUNK)
         with ThreadPoolExecutor(1) as ahead:

@@ -30,4 +30,4 @@ def test_shared_pictures_give_the_same():
 
 def test_the_first_picture_that_cannot_be_read_is_named():
     with pytest.raises(PictureError, match=r"X\[102\], 'none.png': no such file\.$"):
-        stack_pictures([*pictures(2), "none.png", b"damaged", *pictures()], TRANSFORM, start=100)
+        stack_pictures([*pictures(2), "none.png", b"damaged", *pictures()], TRANSFORM, positions=range(100, 110))

@@ -355,7 +355,11 @@ def test_weights_reach_the_training(tiny):
 def test_no_batch_holds_a_single_picture_left_over():
     # 17 pictures in batches of 16: statistics of one picture at 1 x 1 positions do not exist
     X = np.random.default_rng(0).integers(0, 256, (17, 33, 33, 3), dtype=np.uint8)
-    assert len(network(max_iter=1, batch_size=16).fit(X, np.arange(17) % 2).loss_curve_) == 1
+    for n, batch_size in [(17, 16), (3, 2), (2, 2)]:
+        clf = network(max_iter=1, batch_size=batch_size).fit(X[:n], np.arange(n) % 2)
+        assert np.isfinite(clf.loss_curve_).all()
+    with pytest.raises(ValueError, match="TimmClassifier: batch_size=1 leaves nothing to take batch statistics of"):
+        network(max_iter=1, batch_size=1).fit(X, np.arange(17) % 2)
 
 
 def test_dropout_draws_from_a_generator_of_its_own():
@@ -480,6 +484,12 @@ def test_an_unreadable_picture_is_named_in_later_chunks(tiny, monkeypatch):
     monkeypatch.setattr("skclip.tuning._timm_classifier._CHUNK", 2)
     with pytest.raises(PictureError, match=r"X\[5\]"):
         clf.logits([*X[:5], b"no picture", *X[6:]])
+
+
+def test_an_unreadable_picture_is_named_where_others_weigh_nothing(tiny):
+    X, y, _ = tiny
+    with pytest.raises(PictureError, match=r"X\[5\]"):
+        network().fit([*X[:5], b"no picture", *X[6:]], y, sample_weight=[0, 0, 0, *[1] * 9])
 
 
 @pytest.mark.parametrize(
