@@ -245,6 +245,7 @@ class COOkeDClassifier(ClassifierMixin, SkclipBase, _BaseComposition):
             If a member takes no ``sample_weight``, or ``calibration="cv"`` finds no class with two pictures.
         """
         check_parameters(self)
+        forget_fit(self)
         members = self._checked_members()
         if self.estimators is None and are_pictures(X):
             raise ValueError(
@@ -255,7 +256,6 @@ class COOkeDClassifier(ClassifierMixin, SkclipBase, _BaseComposition):
             y = check_ensemble_target(self, X, y)
         self._check_names("columns", self.columns, members)
         weights, temperatures = self._checked_weights(members), self._checked_temperatures(members)
-        forget_fit(self)
         self.weights_, self.temperatures_ = weights, temperatures
         codes = None
         if y is not None:
@@ -633,6 +633,7 @@ class COOkeDClassifier(ClassifierMixin, SkclipBase, _BaseComposition):
             member, answers = self.named_estimators_[name], inputs.answers.get(name)
             if answers is None:
                 answers = self._says(name, member, inputs.of[name])
+            check_finite(name, answers)
             yield name, self.weights_[name], aligned(answers, np.asarray(member.classes_), self.classes_, name)
 
     def _says(self, name: str, member: Any, X: Any) -> NDArray:
@@ -645,7 +646,7 @@ def member_says(name: str, member: Any, X: Any, temperature: float) -> NDArray:
     Raises
     ------
     ValueError
-        If they have another shape, or are not finite.
+        If they have another shape.
     """
     if temperature != 1.0 and _has_logits(member):
         probabilities = softmax(np.asarray(get_logits(member, X), dtype=np.float64) / temperature, axis=1)
@@ -657,10 +658,15 @@ def member_says(name: str, member: Any, X: Any, temperature: float) -> NDArray:
     n_classes = len(member.classes_)
     if probabilities.ndim != 2 or probabilities.shape[1] != n_classes:
         raise ValueError(f"member {name!r} gives probabilities of shape {probabilities.shape} for {n_classes} classes.")
+    return probabilities
+
+
+def check_finite(name: str, probabilities: NDArray, positions: NDArray | None = None) -> None:
+    """Refuse answers that are no numbers; `positions` are those of the rows in X."""
     bad = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
     if bad.size:
-        raise ValueError(f"member {name!r} gives {probabilities[bad[0]].tolist()[:5]} for X[{bad[0]}]: not finite.")
-    return probabilities
+        place = bad[0] if positions is None else positions[bad[0]]
+        raise ValueError(f"member {name!r} gives {probabilities[bad[0]].tolist()[:5]} for X[{place}]: not finite.")
 
 
 def _entropy(probabilities: NDArray) -> NDArray:
@@ -680,6 +686,7 @@ def _fold_answers(
 ) -> NDArray:
     fitted = fit_clone(member, take_rows(X, train), y[train], params_of_fold(fit_params, train, len(y)))
     answers = member_says(name, fitted, take_rows(X, test), temperature)
+    check_finite(name, answers, test)
     return aligned(answers, np.asarray(fitted.classes_), classes, name)
 
 

@@ -244,8 +244,8 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
         """
         check_parameters(self)
         members = check_members(self, "agents", _default_agents(), kind="agent")
-        y = check_ensemble_target(self, X, y)
         forget_fit(self)
+        y = check_ensemble_target(self, X, y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         check_two_classes(self, self.classes_, codes, params.get("sample_weight"))
         if self.reevaluate != "never":

@@ -708,10 +708,26 @@ def test_bad_data():
 def test_a_fit_that_fails_leaves_nothing_of_the_one_before():
     X, y, _ = small()
     clf = COOkeDClassifier().fit(X, y)
-    with pytest.raises(ValueError, match="NaN"):
-        clf.fit(np.full_like(X, np.nan), y)
-    with pytest.raises(NotFittedError):
-        clf.predict(X)
+    for bad in ((np.full_like(X, np.nan), y), (X, y[1:]), (X, None)):
+        with pytest.raises(ValueError, match=r"NaN|inconsistent numbers of samples|requires y"):
+            clf.fit(*bad)
+        with pytest.raises(NotFittedError):
+            clf.predict(X)
+        clf.fit(X, y)
+
+
+class BlindToLargeNumbers(LogisticRegression):
+    def predict_proba(self, X):
+        return np.where(X[:, :1] > 1e3, np.nan, super().predict_proba(X))
+
+
+def test_answers_that_are_no_numbers_are_named_by_their_place_in_x_also_in_folds():
+    X, y, _ = small()
+    X[41, 0] = 1e4
+    clf = COOkeDClassifier([("a", LogisticRegression()), ("bad", BlindToLargeNumbers())])
+    for calibration in ("cv", "in_sample"):
+        with pytest.raises(ValueError, match=r"member 'bad' gives .*nan.* for X\[41\]: not finite"):
+            clf.set_params(calibration=calibration).fit(X, y)
 
 
 def test_in_the_front_door():

@@ -300,6 +300,19 @@ def test_a_picture_that_cannot_be_read_is_named_by_its_place(files, world, tmp_p
         COOkeDClassifier(members()).fit([files[0], None], y[:2])
 
 
+class BlindInTheDark(SmallNetwork):
+    def predict_proba(self, X):
+        dark = self.preprocess(X).reshape(len(X), -1).max(axis=1, keepdims=True) == 0
+        return np.where(dark, np.nan, super().predict_proba(X))
+
+
+def test_answers_of_a_network_that_are_no_numbers_are_named_by_their_place(files, world, work):
+    pictures, y = world
+    clf = COOkeDClassifier([("net", BlindInTheDark())], calibration=None).fit(files, y)
+    with pytest.raises(ValueError, match=r"member 'net' gives .*nan.* for X\[30\]: not finite"):
+        clf.predict([*pictures[:30], np.zeros((20, 20, 3), dtype=np.uint8), *pictures[31:]])
+
+
 def test_what_reads_pictures_is_recognised():
     assert front_end(LogisticRegression()) is None
     assert front_end(make_pipeline(MeanColour(), LogisticRegression())) is None
