@@ -31,8 +31,8 @@ OWN_CHECKS = {
     **RAW_X,
     **CLASS_TEXT,
     "ConceptAssociationProbe": "knows its objects from the parameters and predicts for (picture, queried object) pairs",
-    "RelativeMahalanobisDetector": "is 0 everywhere without labels, which scikit-learn gives no detector; its own tests "
-    "run the checks with labels",
+    "RelativeMahalanobisDetector": "is 0 everywhere without labels, which scikit-learn gives no detector; its own "
+    "tests run the checks with labels",
     "RobustnessLine": "takes one accuracy per model, between 0 and 1",
     "ZeroShotClassifier": "knows its classes from the parameters and takes features of one width",
 }

@@ -124,6 +124,17 @@ def test_nouns_and_adjectives_are_chosen_from_separately():
     assert together.negatives_.min() >= 5
 
 
+def test_nouns_come_first_however_they_are_given():
+    nouns, adjectives = CANDIDATES[:40], CANDIDATES[40:]
+    given, reversed_ = (
+        NegLabelDetector(TEXT, candidates=candidates, fraction=0.5, n_groups=3).fit()
+        for candidates in ({"nouns": nouns, "adjectives": adjectives}, {"adjectives": adjectives, "nouns": nouns})
+    )
+    assert_array_equal(given.negatives_, reversed_.negatives_)
+    assert_array_equal(given.negative_prototypes_, unit_rows(CANDIDATES)[given.negatives_])
+    assert_array_equal(given.score_samples(X), reversed_.score_samples(X))
+
+
 def _text_world(seed, *, n_known=20, n_unknown=20, d=64):
     """Unknown classes half way to a known one each; names lie across a modality gap, and some words near them."""
     rng = np.random.default_rng(seed)
