@@ -221,6 +221,12 @@ def test_open_set_figures():
         ood_benchmark({"lr": LogisticRegression()}, KNOWN, SETS, metrics=["oscr"])
 
 
+def test_a_score_at_the_threshold_is_accepted():
+    detector = RelativeMahalanobisDetector()  # of one class: 0 everywhere, the threshold as well
+    frame = ood_benchmark({"flat": detector}, (X[TRAIN], None, X[TEST]), SETS, metrics=["accepted_in", "accepted_out"])
+    assert (frame[["accepted_in", "accepted_out"]] == 1.0).all(axis=None)
+
+
 def test_validation_pictures_set_the_threshold():
     known = Bunch(X_train=X[TRAIN], y_train=Y[TRAIN], X_test=X[TEST], X_val=X[::3])
     metrics = ["accepted_in", "accepted_out"]

@@ -159,6 +159,11 @@ def test_outliers_do_not_squeeze_the_rest():
     assert constant.ax_.get_xlim() == (0.5, 1.5)
 
 
+def test_a_score_at_the_threshold_is_kept():
+    display = OODHistogramDisplay([0.0, 1.0, 1.0, 2.0], [0.5], threshold=1.0).plot()
+    assert legend(display)[-1] == "threshold (keeps 75 % of the known)"
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="pass one"):
         OODHistogramDisplay.from_predictions(KNOWN)
