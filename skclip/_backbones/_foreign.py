@@ -257,12 +257,16 @@ def head_names(module: torch.nn.Module, card: NetworkCard) -> set[str]:
 
 
 @contextmanager
-def private_random_numbers(seed: int) -> Iterator[None]:
-    """Let torch's global generator of the CPU start at `seed` inside, and go on outside as if nothing had been."""
+def private_random_numbers(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Let torch's global generators of the CPU and of a CUDA device start at `seed` inside, and go on outside as if
+    nothing had been."""
     import torch
 
-    with _random_lock, torch.random.fork_rng(devices=[]):
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with _random_lock, torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)
+        for one in cuda:
+            torch.cuda.default_generators[one.index].manual_seed(seed)
         yield
 
 

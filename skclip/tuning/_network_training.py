@@ -185,7 +185,7 @@ def train_network(
 
     stochastic = draws_random_numbers(module)
     with (
-        private_random_numbers(seed) if stochastic else nullcontext(),
+        private_random_numbers(seed, device) if stochastic else nullcontext(),
         tqdm(range(recipe.max_iter), desc=name, disable=not verbose, unit="epoch") as epochs,
     ):
         for epoch in epochs:

@@ -128,7 +128,7 @@ class TimmClassifier(LogitsMixin, SkclipBase):
     as with ``trainable="head"``, the checkpoint is read again, and another one is refused.
 
     Prediction uses stored statistics, so that a picture's answer depends on that picture alone. All that is random
-    comes from generators of its own.
+    comes from generators of its own, or from those of torch, which go on afterwards as if nothing had been.
 
     Cost: epochs times n forward and backward passes. resnet18 at 32 pixels takes about 10 ms a picture and epoch on
     one CPU core.

@@ -296,7 +296,7 @@ def linear(seed=0):
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
 
 
-def trained(weights=None, n_steps=3, module=None, **params):
+def trained(weights=None, n_steps=3, module=None, device="cpu", **params):
     """A linear network after full-batch steps on six pictures of 2 x 2 pixels, and its losses."""
     rng = np.random.default_rng(0)
     pixels, codes = rng.integers(0, 256, (6, 2, 2, 3), dtype=np.uint8), np.array([0, 1, 2, 0, 1, 2])
@@ -306,10 +306,11 @@ def trained(weights=None, n_steps=3, module=None, **params):
             "schedule": "constant", "warmup": 0.0, "label_smoothing": 0.1, "augmentation": None, **params,
         }
     )  # fmt: skip
-    module = linear() if module is None else module
+    device = torch.device(device)
+    module = (linear() if module is None else module).to(device)
     losses = train_network(
         module, None, pixels, codes, weights, recipe, Pixels((2, 2), (0.0,) * 3, (1.0,) * 3),
-        device=torch.device("cpu"), precision="float32", seed=0, name="Linear",
+        device=device, precision="float32", seed=0, name="Linear",
     )  # fmt: skip
     return module, losses, pixels, codes
 
@@ -362,16 +363,22 @@ def test_no_batch_holds_a_single_picture_left_over():
         network(max_iter=1, batch_size=1).fit(X, np.arange(17) % 2)
 
 
-def test_dropout_draws_from_a_generator_of_its_own():
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))],
+)
+def test_dropout_draws_from_a_generator_of_its_own(device):
     def dropping():
         return torch.nn.Sequential(*linear(), torch.nn.Dropout(0.5))
 
     assert draws_random_numbers(dropping())
     assert not draws_random_numbers(linear())
-    before = torch.random.get_rng_state()
-    runs = [trained(module=dropping())[1] for _ in range(2)]
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert runs[0] == runs[1] != trained()[1]
+    read_state = torch.cuda.get_rng_state if device == "cuda:0" else torch.random.get_rng_state
+    before = read_state()
+    runs = [trained(module=dropping(), device=device)[1] for _ in range(2)]
+    assert torch.equal(read_state(), before)
+    assert runs[0] == pytest.approx(runs[1], rel=1e-6)
+    assert runs[0] != pytest.approx(trained(device=device)[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
