@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from numbers import Real
@@ -407,7 +408,7 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
                 raise ValueError(f"reject_label={label!r} does not fit y, which holds {kind}; {fitting} would.")
             return label
         if kind == "numbers":
-            return int(min(-1, np.floor(y.min()) - 1)) if y.min() < 0 else -1
+            return min(-1, math.floor(y.min().item()) - 1)  # of Python: large integers are no floats of NumPy
         label = "unknown"
         while label in y:
             label += "_"
