@@ -471,6 +471,8 @@ class COOkeDClassifier(ClassifierMixin, SkclipBase, _BaseComposition):
             given = [1.0] * len(names) if self.weights is None else list(self.weights)
         if len(given) != len(names):
             raise ValueError(f"weights holds {len(given)} numbers for {len(names)} members, {names}.")
+        if not all(isinstance(weight, Real) for weight in given):
+            raise ValueError(f"weights={self.weights!r} must be numbers.")
         weights = np.asarray(given, dtype=np.float64)
         if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0.0).any():
             raise ValueError(f"weights={self.weights!r} must be finite numbers of at least 0.")
@@ -487,14 +489,14 @@ class COOkeDClassifier(ClassifierMixin, SkclipBase, _BaseComposition):
             if isinstance(self.temperature, Mapping)
             else dict.fromkeys(dict(members), self.temperature)
         )
-        temperatures = {name: float(given.get(name, 1.0)) for name, _ in members}
-        if not all(0.0 < temperature < np.inf for temperature in temperatures.values()):
+        temperatures = {name: given.get(name, 1.0) for name, _ in members}
+        if not all(isinstance(one, Real) and 0.0 < one < np.inf for one in temperatures.values()):
             raise ValueError(f"temperature={self.temperature!r} must be finite and above 0.")
-        return temperatures
+        return {name: float(one) for name, one in temperatures.items()}
 
     def _set_columns(self, X: Any) -> None:
         """The width of X and its names: what members that see some columns cannot tell."""
-        if np.ndim(X) < 2:
+        if are_pictures(X) or np.ndim(X) < 2:
             raise ValueError("columns needs X to be a matrix of features.")
         self.n_features_in_ = int(np.shape(X)[-1])
         names = getattr(X, "columns", None)

@@ -296,6 +296,8 @@ def test_a_picture_that_cannot_be_read_is_named_by_its_place(files, world, tmp_p
         pytest.raises(ValueError, match="NaN"),
     ):
         COOkeDClassifier([("text", lenient)]).fit(files)
+    with pytest.raises(ValueError, match="columns needs X to be a matrix of features"):
+        COOkeDClassifier(members(), columns={"text": slice(2)}).fit(world[0], y)
     with pytest.raises(TypeError, match=r"X\[1\] is None"):
         COOkeDClassifier(members()).fit([files[0], None], y[:2])
 
