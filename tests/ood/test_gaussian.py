@@ -209,3 +209,12 @@ def test_memory_is_bounded():
             tracemalloc.stop()
     # all scores of all classes would be 160 MB
     assert peak < 6 * 2**20
+
+
+@pytest.mark.parametrize("detector", [MahalanobisDetector, RelativeMahalanobisDetector])
+def test_float32_rows_lose_nothing_where_rounding_would_be_inverted(detector):
+    X, y = known_rows()
+    X = X.astype(np.float32)
+    ours, exact = detector().fit(X, y), detector().fit(X.astype(np.float64), y)
+    np.testing.assert_allclose(ours.covariance_, exact.covariance_, rtol=1e-11, atol=1e-16)
+    np.testing.assert_allclose(ours.score_samples(X), exact.score_samples(X), rtol=1e-9, atol=1e-9)
