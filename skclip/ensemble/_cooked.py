@@ -43,7 +43,7 @@ from skclip.utils._base import SkclipBase, SkclipWarning, forget_fit
 from skclip.utils._class_text import resolve_text
 from skclip.utils._docs import fill_doc
 from skclip.utils._logits import get_logits
-from skclip.utils._params import Interval, StrOptions, check_parameters
+from skclip.utils._params import Interval, StrOptions, check_parameters, check_unrouted
 from skclip.zero_shot import CLIPClassifier, ZeroShotClassifier
 from skclip.zero_shot._clip_classifier import fill_models
 
@@ -549,12 +549,7 @@ class COOkeDClassifier(ClassifierMixin, SkclipBase, _BaseComposition):
             routed = process_routing(self, "fit", **params)
             own_choice = {ZERO_SHOT} if self.estimators is None else set()
             return {name: {} if name in own_choice else routed[name].fit for name, _ in members}
-        unknown = sorted(set(params) - {"sample_weight"})
-        if unknown:
-            raise TypeError(
-                f"COOkeDClassifier.fit got {unknown}; without set_config(enable_metadata_routing=True), sample_weight "
-                "alone is passed on."
-            )
+        check_unrouted(self, params)
         weights = params.get("sample_weight")
         if weights is None:
             return {name: {} for name, _ in members}

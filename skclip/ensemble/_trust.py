@@ -42,7 +42,7 @@ from skclip.features import CLIPFeatures
 from skclip.metrics import confidence_correctness_correlation, expected_calibration_error, overconfidence_rate
 from skclip.utils._arrays import take_rows
 from skclip.utils._base import SkclipBase, SkclipWarning, forget_fit
-from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
+from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters, check_unrouted
 from skclip.zero_shot import CLIPClassifier
 
 Report = dict[str, dict[str, float]]
@@ -409,12 +409,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
             routed = process_routing(self, "fit", **params)
             own_choice = {name for name, member in members if name == RETRIEVER and self.retriever is None}
             return {name: {} if name in own_choice else routed[name].fit for name, _ in members}
-        unknown = sorted(set(params) - {"sample_weight"})
-        if unknown:
-            raise TypeError(
-                f"TrustOrchestrator.fit got {unknown}; without set_config(enable_metadata_routing=True), "
-                "sample_weight alone is passed on."
-            )
+        check_unrouted(self, params)
         params = {name: value for name, value in params.items() if value is not None}
         for name, member in members:
             if params and name != RETRIEVER and not has_fit_parameter(member, "sample_weight"):

@@ -32,7 +32,7 @@ from skclip.ood._outlier_view import OutlierView
 from skclip.utils._arrays import check_weights, take_rows
 from skclip.utils._base import SkclipBase, forget_fit
 from skclip.utils._docs import fill_doc
-from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
+from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters, check_unrouted
 from skclip.utils._training import check_target
 
 _INPUT_TAGS = ("one_d_array", "two_d_array", "three_d_array", "string", "allow_nan", "sparse")
@@ -507,12 +507,7 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
         if get_config()["enable_metadata_routing"]:
             routed = process_routing(self, "fit", **params)
             return {"classifier": routed.classifier.fit, "detector": routed.get("detector", {"fit": {}})["fit"]}
-        unknown = sorted(set(params) - {"sample_weight"})
-        if unknown:
-            raise TypeError(
-                f"OpenSetClassifier.fit got {unknown}; without set_config(enable_metadata_routing=True), sample_weight "
-                "alone is passed on."
-            )
+        check_unrouted(self, params)
         classifier = nested_classifier(self.classifier)
         if params and not has_fit_parameter(classifier, "sample_weight"):
             raise ValueError(f"{type(classifier).__name__} takes no sample_weight.")
