@@ -81,6 +81,31 @@ def test_whitening_is_a_root_of_the_precision(n):
     )
 
 
+@pytest.mark.parametrize("smallest", [1e-1, 1e-6, 1e-9, 1e-12, 1e-17, 0.0])
+def test_the_way_without_eigenvectors_empties_no_other_direction(smallest):
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
+    variances = np.r_[np.geomspace(1.0, 0.1, 11), smallest]
+    covariance = (rotation * variances) @ rotation.T
+    covariance = (covariance + covariance.T) / 2.0
+    inverse = pseudo_invert(covariance)
+    assert inverse.rank == whitening(covariance).shape[1] == (12 if smallest >= 1e-12 else 11)
+    rounding = 1e-14 / max(smallest, 1e-12)
+    np.testing.assert_allclose(covariance @ inverse.precision @ covariance, covariance, atol=rounding)
+    values = np.linalg.eigvalsh(covariance)[-inverse.rank :]
+    assert inverse.log_det == pytest.approx(np.log(values).sum(), rel=1e-3)
+
+
+def test_a_regular_matrix_needs_no_eigenvectors(monkeypatch):
+    monkeypatch.setattr(_covariance, "eigh", None)
+    covariance = np.cov(centred_rows(100).T)
+    assert pseudo_invert(covariance).rank == whitening(covariance).shape[1] == 12
+
+
+def test_divisors_of_the_empirical_covariance():
+    np.testing.assert_allclose(empirical_covariance(np.eye(2), 5.0), np.eye(2) / 4.0)
+    np.testing.assert_allclose(empirical_covariance(np.eye(2), 5.0, ddof=0), np.eye(2) / 5.0)
+
+
 def test_directions_of_rounding_alone_are_empty_although_cholesky_takes_them():
     covariance = np.diag([1.0, 0.5, 1e-20])
     np.linalg.cholesky(covariance)
