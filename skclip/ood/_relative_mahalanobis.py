@@ -72,7 +72,7 @@ class RelativeMahalanobisDetector(FeatureDetectorMixin, SkclipBase):
     within-class scatter; the total scatter takes its place, and the score is then linear in the row for each class.
 
     Cost: as `MahalanobisDetector`; the total covariance comes from the sums over rows that the other needs, too. With
-    16,000 to 100,000 rows of 512 features in 1000 classes, `fit` takes 1.2 to 1.3 times as long as that of
+    16,000 to 100,000 rows of 512 features in 1000 classes, `fit` takes 1.2 to 1.4 times as long as that of
     `GDAClassifier` with the same covariance, "empirical"; with "ks", whose sums are cheaper, 1.5 to 2.2 times.
 
     References
