@@ -117,6 +117,14 @@ def test_the_head_alone_learns_on_given_weights(checkpoint):
 # ------------------------------------------------------------------------------------------- the shape of a classifier
 
 
+def test_a_new_head_is_kept_even_if_training_has_not_moved_it(checkpoint, tiny):
+    X, y, _ = tiny
+    still = network(pretrained=checkpoint, trainable="head", learning_rate=1e-30, max_iter=1, random_state=3).fit(X, y)
+    expected = still.logits(X)
+    clear_backbones()
+    assert_array_equal(still.logits(X), expected)
+
+
 def test_answers_have_the_shapes_of_scikit_learn(fitted, low, tiny):
     X_test = low[1][0][:7]
     assert_array_equal(fitted.classes_, ["four", "one", "three", "two", "zero"])
