@@ -70,7 +70,7 @@ class Task(NamedTuple):
 
 
 def picture_task(noise: float) -> Task:
-    """Four shapes in four colours; near are other shapes and colours, far are digits and parts of a machine."""
+    """Four shapes in four colours; near are other shapes and colours, far are digits and circuit boards."""
     known: dict[str, Any] = {
         "colors": ["red", "green", "blue", "yellow"],
         "shapes": ["circle", "square", "triangle", "star"],
@@ -89,7 +89,7 @@ def picture_task(noise: float) -> Task:
         for i, (name, change) in enumerate(others.items())
     }
     out["digits"] = features.transform(load_digit_pictures(subset="test").images[:400])
-    out["parts"] = features.transform(make_inspection_parts(400, random_state=6).images)
+    out["circuit boards"] = features.transform(make_inspection_parts(400, random_state=6).images)
     names = {name: name for name in train.target_names}
     text = ZeroShotClassifier(MODEL, class_names=names, templates="a photo of a {}").fit()
     colors = ["red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink"]
