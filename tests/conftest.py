@@ -30,6 +30,12 @@ def realdata() -> Path:
     return realdata_folder()
 
 
+@pytest.fixture(autouse=True)
+def no_device_is_known_to_be_missing(monkeypatch):
+    """What is said once per process is said once per test."""
+    monkeypatch.setattr("skclip._backbones._device._missing_devices", set())
+
+
 @pytest.fixture
 def empty_stores():
     """No features in memory before and after; the backbone cache is left alone."""
