@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from skclip import clear_backbones, clear_store
+from skclip._backbones._device import _missing_devices
 from skclip.utils._arrays import unit_rows
 
 
@@ -31,9 +32,10 @@ def realdata() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_device_is_known_to_be_missing(monkeypatch):
+def no_device_is_known_to_be_missing():
     """What is said once per process is said once per test."""
-    monkeypatch.setattr("skclip._backbones._device._missing_devices", set())
+    # not through `monkeypatch`, which would then outlive the fixtures of the folders
+    _missing_devices.clear()
 
 
 @pytest.fixture
