@@ -28,8 +28,6 @@ from skclip.ensemble._members import (
     check_ensemble_target,
     check_members,
     check_two_classes,
-    copy_feature_names,
-    copy_input_tags,
     fit_clone,
     fit_router,
     held_out_splits,
@@ -43,6 +41,7 @@ from skclip.utils._base import SkclipBase, SkclipWarning, forget_fit
 from skclip.utils._class_text import resolve_text
 from skclip.utils._docs import fill_doc
 from skclip.utils._logits import get_logits
+from skclip.utils._members import copy_feature_names, copy_input_tags
 from skclip.utils._params import Interval, StrOptions, check_parameters, check_unrouted
 from skclip.zero_shot import CLIPClassifier, ZeroShotClassifier
 from skclip.zero_shot._clip_classifier import fill_models
@@ -438,7 +437,7 @@ class COOkeDClassifier(ClassifierMixin, SkclipBase, _BaseComposition):
 
     def __sklearn_tags__(self) -> Any:
         members = readable_members(self.estimators, _default_members())
-        tags = copy_input_tags(super().__sklearn_tags__(), members)
+        tags = copy_input_tags(super().__sklearn_tags__(), [member for _, member in members])
         tags.target_tags.required = any(_needs_labels(member) for _, member in members)
         return tags
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import check_cv
-from sklearn.utils import get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, validate_data
@@ -81,24 +80,6 @@ def check_two_classes(ensemble: Any, classes: NDArray, codes: NDArray, sample_we
         where = "y holds" if weights is None else "sample_weight leaves"
         labels = classes[present].tolist()
         raise ValueError(f"{where} one class only, {labels}; {type(ensemble).__name__} needs at least two classes.")
-
-
-def copy_feature_names(ensemble: Any, members: Sequence[Any]) -> None:
-    """Take over what the first member that tells knows about the columns of X."""
-    for attribute in ("n_features_in_", "feature_names_in_"):
-        for member in members:
-            if hasattr(member, attribute):
-                setattr(ensemble, attribute, getattr(member, attribute))
-                break
-
-
-def copy_input_tags(tags: Any, members: Members) -> Any:
-    """Let `tags` say what every one of the members takes."""
-    inner = [get_tags(member).input_tags for _, member in members if hasattr(member, "__sklearn_tags__")]
-    if inner:
-        for name in ("one_d_array", "two_d_array", "three_d_array", "string", "allow_nan", "sparse"):
-            setattr(tags.input_tags, name, all(getattr(one, name) for one in inner))
-    return tags
 
 
 def fit_router(ensemble: Any, members: Members) -> MetadataRouter:

@@ -29,8 +29,6 @@ from skclip.ensemble._members import (
     check_ensemble_target,
     check_members,
     check_two_classes,
-    copy_feature_names,
-    copy_input_tags,
     fit_clone,
     fit_router,
     held_out_splits,
@@ -42,6 +40,7 @@ from skclip.features import CLIPFeatures
 from skclip.metrics import confidence_correctness_correlation, expected_calibration_error, overconfidence_rate
 from skclip.utils._arrays import take_rows
 from skclip.utils._base import SkclipBase, SkclipWarning, forget_fit
+from skclip.utils._members import copy_feature_names, copy_input_tags
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters, check_unrouted
 from skclip.zero_shot import CLIPClassifier
 
@@ -380,7 +379,7 @@ class TrustOrchestrator(ClassifierMixin, SkclipBase, _BaseComposition):
         return fit_router(self, [*self._agents(), (RETRIEVER, self.retriever)])
 
     def __sklearn_tags__(self) -> Any:
-        return copy_input_tags(super().__sklearn_tags__(), self._agents())
+        return copy_input_tags(super().__sklearn_tags__(), [agent for _, agent in self._agents()])
 
     def _agents(self) -> Members:
         """Names and classifiers; none where they cannot be read."""

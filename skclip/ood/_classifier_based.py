@@ -21,6 +21,7 @@ from skclip.ood._detector import DetectorMixin
 from skclip.utils._arrays import check_features, check_prototypes, first_view, row_batches, unit_rows
 from skclip.utils._docs import fill_doc
 from skclip.utils._logits import get_logits
+from skclip.utils._members import copy_feature_names
 from skclip.utils._params import HasMethods
 from skclip.zero_shot import ZeroShotClassifier
 
@@ -196,9 +197,7 @@ def fit_classifier(estimator: Any, X: Any, y: ArrayLike | None, **params: Any) -
     if not hasattr(estimator.classifier_, "classes_"):
         raise ValueError(f"{estimator.classifier_!r} knows no classes after fit; fit a classifier before freezing it.")
     estimator.classes_ = estimator.classifier_.classes_
-    for name in ("n_features_in_", "feature_names_in_"):
-        if hasattr(estimator.classifier_, name):
-            setattr(estimator, name, getattr(estimator.classifier_, name))
+    copy_feature_names(estimator, [estimator.classifier_])
 
 
 def _needs_labels(classifier: Any) -> bool:

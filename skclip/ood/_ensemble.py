@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_array, get_tags
+from sklearn.utils import check_array
 from sklearn.utils.metaestimators import _BaseComposition
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples, check_consistent_length, check_is_fitted
@@ -38,6 +38,7 @@ from skclip.utils._arrays import check_prototypes, take_rows
 from skclip.utils._base import SkclipBase, SkclipWarning, forget_fit
 from skclip.utils._class_text import resolve_text
 from skclip.utils._docs import fill_doc
+from skclip.utils._members import copy_feature_names, copy_input_tags
 from skclip.utils._names import align_names
 from skclip.utils._params import StrOptions, check_parameters
 from skclip.utils._training import check_target
@@ -272,11 +273,7 @@ class OODEnsemble(DetectorMixin, SkclipBase, _BaseComposition):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = self.detectors is None
         given: Any = self.detectors if _is_list_of_pairs(self.detectors) else []
-        inner = [get_tags(member).input_tags for _, member in given if hasattr(member, "__sklearn_tags__")]
-        if inner:
-            for name in ("one_d_array", "two_d_array", "three_d_array", "string", "allow_nan", "sparse"):
-                setattr(tags.input_tags, name, all(getattr(one, name) for one in inner))
-        return tags
+        return copy_input_tags(tags, [member for _, member in given])
 
     def _fit(self, X: Any, y: ArrayLike | None, params: dict[str, Any]) -> Self:
         check_parameters(self)
@@ -298,7 +295,7 @@ class OODEnsemble(DetectorMixin, SkclipBase, _BaseComposition):
         )
         self.named_detectors_ = {name: fitted for (name, _), fitted in zip(members, fit_members)}
         self.detectors_ = fit_members
-        self._copy_feature_names()
+        copy_feature_names(self, self.detectors_)
 
         scores = self._scores_of_calibration(members, X, labels, cross_fit)
         self.knots_ = [normal_score_knots(column) for column in scores.T]
@@ -361,14 +358,6 @@ class OODEnsemble(DetectorMixin, SkclipBase, _BaseComposition):
         if weights.min() < 0.0 or not weights.any():
             raise ValueError(f"weights must not be negative, and not all zero; got {weights.tolist()}.")
         return weights / weights.sum()
-
-    def _copy_feature_names(self) -> None:
-        """Take over what the members know about the columns of X."""
-        for attribute in ("n_features_in_", "feature_names_in_"):
-            for member in self.detectors_:
-                if hasattr(member, attribute):
-                    setattr(self, attribute, getattr(member, attribute))
-                    break
 
     def _scores_of_calibration(
         self, members: Detectors, X: Any, y: NDArray | None, cross_fit: list[tuple[NDArray, NDArray]]

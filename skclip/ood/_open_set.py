@@ -32,10 +32,10 @@ from skclip.ood._outlier_view import OutlierView
 from skclip.utils._arrays import check_weights, take_rows
 from skclip.utils._base import SkclipBase, forget_fit
 from skclip.utils._docs import fill_doc
+from skclip.utils._members import copy_feature_names, copy_input_tags
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters, check_unrouted
 from skclip.utils._training import check_target
 
-_INPUT_TAGS = ("one_d_array", "two_d_array", "three_d_array", "string", "allow_nan", "sparse")
 _KINDS = {"U": "strings", "b": "booleans"}
 
 
@@ -238,9 +238,7 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
         threshold = self._threshold(members, X, y, reject_label, fit_params)
         self.classifier_, self.detector_ = members
         self.classes_ = self.classifier_.classes_
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.classifier_, name):
-                setattr(self, name, getattr(self.classifier_, name))
+        copy_feature_names(self, [self.classifier_])
         self.reject_label_ = reject_label
         self.threshold_ = threshold
         return self
@@ -392,9 +390,7 @@ class OpenSetClassifier(ClassifierMixin, SkclipBase):
         elif hasattr(self.classifier, "__sklearn_tags__"):
             tags.classifier_tags = deepcopy(get_tags(self.classifier).classifier_tags)
             members.append(self.classifier)
-        for name in _INPUT_TAGS if members else ():
-            setattr(tags.input_tags, name, all(getattr(get_tags(member).input_tags, name) for member in members))
-        return tags
+        return copy_input_tags(tags, members)
 
     def _chosen_label(self, y: NDArray) -> Any:
         """`reject_label` of the kind of y."""
