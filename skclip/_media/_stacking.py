@@ -19,7 +19,7 @@ def stack_pictures(
     pictures: Sequence[Any],
     transform: PictureTransform,
     *,
-    n_threads: int | None = None,
+    n_workers: int | None = None,
     positions: Sequence[int] | NDArray | None = None,
 ) -> NDArray[np.uint8]:
     """Read pictures and resize them.
@@ -28,7 +28,7 @@ def stack_pictures(
     ----------
     pictures : sequence of n pictures, as `check_images` returns them
     transform : PictureTransform
-    n_threads : int, default=None
+    n_workers : int, default=None
         None is one per core, at most 8.
     positions : sequence of n int, default=None
         Where they were in what the user passed. None is 0, 1, 2, ...
@@ -51,7 +51,7 @@ def stack_pictures(
             place = i if positions is None else positions[i]
             raise PictureError(f"X[{place}], {describe(pictures[i])}: {error}.") from error
 
-    with ThreadPoolExecutor(n_threads or min(8, joblib.cpu_count())) as pool:
+    with ThreadPoolExecutor(n_workers or min(8, joblib.cpu_count())) as pool:
         futures = [pool.submit(read, i) for i in range(len(pictures))]
         try:
             for future in futures:

@@ -51,7 +51,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         Of the model; "auto" is half precision on accelerators and float32 on CPUs.
     batch_size : int or "auto", default="auto"
         Pictures per forward pass; halved as long as an accelerator's memory does not suffice.
-    n_threads : int or None, default=None
+    n_workers : int or None, default=None
         Threads that read and decode; None means one per core, at most 8.
     store : "memory", path or None, default="memory"
         Where features are kept, so that no picture is encoded twice: in this process, in a folder that
@@ -96,7 +96,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         "model": [str],
         "n_views": [Interval(Integral, 1, None, closed="left")],
         "augmentation": [StrOptions({"crop_flip"}), None],
-        "n_threads": [Interval(Integral, 1, None, closed="left"), None],
+        "n_workers": [Interval(Integral, 1, None, closed="left"), None],
         "on_error": [StrOptions({"raise", "nan"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -113,7 +113,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         device: str = "auto",
         precision: str = "auto",
         batch_size: int | str = "auto",
-        n_threads: int | None = None,
+        n_workers: int | None = None,
         store: str | Path | None = "memory",
         on_error: str = "raise",
         random_state: int | np.random.RandomState | None = None,
@@ -126,7 +126,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
-        self.n_threads = n_threads
+        self.n_workers = n_workers
         self.store = store
         self.on_error = on_error
         self.random_state = random_state
@@ -232,7 +232,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         return rows
 
     def _execution(self) -> Execution:
-        return plan_execution(self, self.model, n_threads=self.n_threads, verbose=self.verbose)
+        return plan_execution(self, self.model, n_workers=self.n_workers, verbose=self.verbose)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_n_features_out")

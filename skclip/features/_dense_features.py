@@ -47,7 +47,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         Of the model; "auto" is half precision on accelerators and float32 on CPUs.
     batch_size : int or "auto", default="auto"
         Pictures per forward pass; halved as long as an accelerator's memory does not suffice.
-    n_threads : int or None, default=None
+    n_workers : int or None, default=None
         Threads that read and decode; None means one per core, at most 8.
     store : "memory", path or None, default="memory"
         Where features are kept, see `CLIPFeatures`. A picture takes as much room as all its tokens: 0.1 MB of
@@ -97,7 +97,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         "mode": [StrOptions({"value"})],
         "layout": [StrOptions({"grid", "flat"})],
         "global_token": ["boolean"],
-        "n_threads": [Interval(Integral, 1, None, closed="left"), None],
+        "n_workers": [Interval(Integral, 1, None, closed="left"), None],
         "on_error": [StrOptions({"raise", "nan"})],
         "verbose": ["verbose"],
         **EXECUTION_CONSTRAINTS,
@@ -114,7 +114,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         device: str = "auto",
         precision: str = "auto",
         batch_size: int | str = "auto",
-        n_threads: int | None = None,
+        n_workers: int | None = None,
         store: str | Path | None = "memory",
         on_error: str = "raise",
         verbose: int = 0,
@@ -127,7 +127,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
-        self.n_threads = n_threads
+        self.n_workers = n_workers
         self.store = store
         self.on_error = on_error
         self.verbose = verbose
@@ -232,7 +232,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         return prod(grid_shape(get_card(self.model))) + bool(self.global_token)
 
     def _execution(self) -> Execution:
-        return plan_execution(self, self.model, n_threads=self.n_threads, verbose=self.verbose)
+        return plan_execution(self, self.model, n_workers=self.n_workers, verbose=self.verbose)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_n_features_out")

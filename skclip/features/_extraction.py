@@ -74,7 +74,7 @@ class Execution:
     precision: str
     batch_size: int | str
     store: Any
-    n_threads: int | None = None
+    n_workers: int | None = None
     verbose: int = 0
 
     def card(self) -> BackboneCard:
@@ -214,7 +214,7 @@ class _PictureJob:
         self.n_together = max(1, min(_CHUNK, _CHUNK_BYTES // (4 * self.width)))
         self.transform = PictureTransform(card.image_size, card.interpolation, card.resize_mode, card.fill_color)
         self.store: Store = open_store(execution.store)
-        self.n_threads = execution.n_threads or min(8, joblib.cpu_count())
+        self.n_workers = execution.n_workers or min(8, joblib.cpu_count())
         kind = f"{'value path' if places else 'picture'} {self.transform.key()}"
         self._plain = execution.namespace(kind)
         self._augmented = execution.namespace(f"{kind} crop_flip {seed}")
@@ -222,7 +222,7 @@ class _PictureJob:
     def chunks(self) -> Iterator[_Chunk]:
         """Chunks in order, each prepared while the caller works on the one before."""
         starts = range(0, len(self.pictures), self.n_together)
-        with ThreadPoolExecutor(self.n_threads) as pool, ThreadPoolExecutor(1) as ahead:
+        with ThreadPoolExecutor(self.n_workers) as pool, ThreadPoolExecutor(1) as ahead:
             future = ahead.submit(self._prepare, starts[0], pool)
             for following in [*starts[1:], None]:
                 chunk = future.result()

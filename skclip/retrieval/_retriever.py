@@ -25,7 +25,7 @@ from skclip.utils._neighbors import most_similar
 from skclip.utils._params import Interval, StrOptions, check_parameters
 
 # parameters of the extraction, handed on under their own names
-_PASSED_ON = ("device", "precision", "batch_size", "n_threads", "store", "verbose")
+_PASSED_ON = ("device", "precision", "batch_size", "n_workers", "store", "verbose")
 
 
 class CLIPRetriever(SkclipBase):
@@ -56,7 +56,7 @@ class CLIPRetriever(SkclipBase):
         Of the model.
     batch_size : int or "auto", default="auto"
         Pictures or texts per forward pass.
-    n_threads : int or None, default=None
+    n_workers : int or None, default=None
         Threads that read pictures.
     store : "memory", path or None, default="memory"
         Where extracted features are kept, see `skclip.CLIPFeatures`.
@@ -143,7 +143,7 @@ class CLIPRetriever(SkclipBase):
         device: str = "auto",
         precision: str = "auto",
         batch_size: int | str = "auto",
-        n_threads: int | None = None,
+        n_workers: int | None = None,
         store: str | Path | None = "memory",
         verbose: int = 0,
     ) -> None:
@@ -155,7 +155,7 @@ class CLIPRetriever(SkclipBase):
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
-        self.n_threads = n_threads
+        self.n_workers = n_workers
         self.store = store
         self.verbose = verbose
 

@@ -86,7 +86,7 @@ class TimmClassifier(LogitsMixin, SkclipBase):
         Where to train and to predict. Where a fitted classifier lacks it, it predicts on the CPU.
     precision : {"auto", "float32", "bf16", "fp16"}, default="auto"
         Of the network's products; its weights are float32. "auto" is float32 on CPUs and fp16 on accelerators.
-    n_threads : int, default=None
+    n_workers : int, default=None
         Threads that read pictures. None is one per core, at most 8.
     random_state : int, RandomState or None, default=None
         Random weights, order of the pictures, crops. An integer gives the same network again on one CPU.
@@ -164,7 +164,7 @@ class TimmClassifier(LogitsMixin, SkclipBase):
         "augmentation": [StrOptions({"crop_flip"}), None],
         "device": [str],
         "precision": [StrOptions({"auto", "float32", "bf16", "fp16"})],
-        "n_threads": [Interval(Integral, 1, None, closed="left"), None],
+        "n_workers": [Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -187,7 +187,7 @@ class TimmClassifier(LogitsMixin, SkclipBase):
         augmentation: str | None = "crop_flip",
         device: str = "auto",
         precision: str = "auto",
-        n_threads: int | None = None,
+        n_workers: int | None = None,
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
@@ -206,7 +206,7 @@ class TimmClassifier(LogitsMixin, SkclipBase):
         self.augmentation = augmentation
         self.device = device
         self.precision = precision
-        self.n_threads = n_threads
+        self.n_workers = n_workers
         self.random_state = random_state
         self.verbose = verbose
 
@@ -438,7 +438,7 @@ class TimmClassifier(LogitsMixin, SkclipBase):
         if isinstance(pictures, np.ndarray) and pictures.shape[1:] == (*size, 3):
             return pictures
         transform = PictureTransform(size, preprocessing["interpolation"], preprocessing["resize_mode"])
-        return stack_pictures(pictures, transform, n_threads=self.n_threads, positions=positions)
+        return stack_pictures(pictures, transform, n_workers=self.n_workers, positions=positions)
 
     def _chunks(self, pictures: Any) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Position of the first and pixels of consecutive pictures, read while the caller works on those before."""

@@ -35,7 +35,7 @@ _FEATURE_PARAMETERS = (
     "device",
     "precision",
     "batch_size",
-    "n_threads",
+    "n_workers",
     "store",
     "on_error",
     "random_state",
@@ -80,7 +80,7 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
         Precision of the image tower.
     batch_size : int or "auto", default="auto"
         Pictures per batch.
-    n_threads : int, default=None
+    n_workers : int, default=None
         Threads that read pictures.
     store : "memory", path or None, default="memory"
         Where features of pictures are kept; a folder is shared by the processes of a search that has
@@ -142,7 +142,7 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
         device: str = "auto",
         precision: str = "auto",
         batch_size: int | str = "auto",
-        n_threads: int | None = None,
+        n_workers: int | None = None,
         store: Any = "memory",
         on_error: str = "raise",
         random_state: Any = None,
@@ -156,7 +156,7 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
-        self.n_threads = n_threads
+        self.n_workers = n_workers
         self.store = store
         self.on_error = on_error
         self.random_state = random_state

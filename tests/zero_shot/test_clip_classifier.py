@@ -45,7 +45,7 @@ class FakeFeatures(TransformerMixin, BaseEstimator):
         device="auto",
         precision="auto",
         batch_size="auto",
-        n_threads=None,
+        n_workers=None,
         store="memory",
         on_error="raise",
         random_state=None,
@@ -58,7 +58,7 @@ class FakeFeatures(TransformerMixin, BaseEstimator):
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
-        self.n_threads = n_threads
+        self.n_workers = n_workers
         self.store = store
         self.on_error = on_error
         self.random_state = random_state
@@ -184,7 +184,7 @@ def test_parameters_reach_the_encoder(pictures):
         "device": "cpu",
         "precision": "float32",
         "batch_size": 3,
-        "n_threads": 2,
+        "n_workers": 2,
         "store": None,
         "on_error": "nan",
         "verbose": 1,
