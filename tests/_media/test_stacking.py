@@ -16,9 +16,9 @@ def pictures(n=5):
     return [Image.fromarray(rng.integers(0, 256, (10 + i, 20 - i, 3), dtype=np.uint8)) for i in range(n)]
 
 
-@pytest.mark.parametrize("n_threads", [None, 1, 3])
-def test_rows_are_the_pictures_in_order(n_threads):
-    stacked = stack_pictures(pictures(), TRANSFORM, n_threads=n_threads)
+@pytest.mark.parametrize("n_workers", [None, 1, 3])
+def test_rows_are_the_pictures_in_order(n_workers):
+    stacked = stack_pictures(pictures(), TRANSFORM, n_workers=n_workers)
     assert stacked.dtype == np.uint8
     np.testing.assert_array_equal(stacked, [TRANSFORM(read_picture(picture)) for picture in pictures()])
 
