@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from skclip._media._augment import augment
+from skclip._media._readers import PictureReader, Wanted
 from skclip._media._reading import PictureError, content_key, load_item, read_picture, unknown_file
 from skclip._media._shared import SharedPicture, held_chunks
 from skclip._media._sources import are_pictures, check_images, describe
@@ -11,8 +12,10 @@ from skclip._media._transform import PictureTransform
 
 __all__ = [
     "PictureError",
+    "PictureReader",
     "PictureTransform",
     "SharedPicture",
+    "Wanted",
     "are_pictures",
     "augment",
     "check_images",

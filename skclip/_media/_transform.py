@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
+DECODE_MODES = ("exact", "fast")
 
 # Raised when a rule of reading or resizing changes, so that features stored under the old one are not served.
 _RULES = 1
@@ -43,12 +44,15 @@ class PictureTransform:
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     fill_color: int = 0
+    decode: str = "exact"
 
     def __post_init__(self) -> None:
         if self.interpolation not in RESAMPLING:
             raise ValueError(f"interpolation={self.interpolation!r} must be one of {sorted(RESAMPLING)}.")
         if self.resize_mode not in RESIZE_MODES:
             raise ValueError(f"resize_mode={self.resize_mode!r} must be one of {list(RESIZE_MODES)}.")
+        if self.decode not in DECODE_MODES:
+            raise ValueError(f"decode={self.decode!r} must be one of {list(DECODE_MODES)}.")
 
     def __call__(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Make a read-only uint8 array (height, width, 3) of a picture of mode "RGB" or "L"."""
@@ -65,7 +69,8 @@ class PictureTransform:
     def key(self) -> str:
         """Text that differs whenever the pixels could."""
         height, width = self.size
-        return f"rules={_RULES} size={height}x{width} {self.interpolation} {self.resize_mode} fill={self.fill_color}"
+        key = f"rules={_RULES} size={height}x{width} {self.interpolation} {self.resize_mode} fill={self.fill_color}"
+        return key if self.decode == "exact" else f"{key} {self.decode}"
 
     def _ratios(self, picture: Image.Image) -> tuple[float, float]:
         return picture.height / self.size[0], picture.width / self.size[1]
