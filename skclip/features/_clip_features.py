@@ -13,9 +13,10 @@ from sklearn.utils import check_random_state
 
 from skclip._backbones import DEFAULT_MODEL, get_card
 from skclip._media import check_images
-from skclip.features._extraction import Execution, encode_pictures, plan_execution
+from skclip.features._extraction import Execution, encode_pictures, plan_execution, reading_parameters
 from skclip.utils import SkclipBase
 from skclip.utils._arrays import unit_rows
+from skclip.utils._docs import fill_doc
 from skclip.utils._params import Interval, StrOptions, check_parameters
 
 EXECUTION_CONSTRAINTS: dict[str, list[Any]] = {
@@ -25,8 +26,17 @@ EXECUTION_CONSTRAINTS: dict[str, list[Any]] = {
     "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
     "store": [str, Path, None],
 }
+READING_CONSTRAINTS: dict[str, list[Any]] = {
+    "compile": ["boolean"],
+    "decode": [StrOptions({"exact", "fast"})],
+    "workers": [StrOptions({"threads", "processes"})],
+    "n_workers": [Interval(Integral, 1, None, closed="left"), None],
+    "on_error": [StrOptions({"raise", "nan"})],
+    "verbose": ["verbose"],
+}
 
 
+@fill_doc
 class CLIPFeatures(TransformerMixin, SkclipBase):
     """Turn pictures into CLIP features: the first step of a pipeline.
 
@@ -45,14 +55,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         How views are made: 50 to 100 % of the area, side ratio 3/4 to 4/3, mirrored half of the time. A view
         depends on the picture, `random_state` and its number, never on the position in X. None allows one
         view only.
-    device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
-        Where the model runs; "auto" takes an accelerator if there is one.
-    precision : {"auto", "float32", "bf16", "fp16"}, default="auto"
-        Of the model; "auto" is half precision on accelerators and float32 on CPUs.
-    batch_size : int or "auto", default="auto"
-        Pictures per forward pass; halved as long as an accelerator's memory does not suffice.
-    n_workers : int or None, default=None
-        Threads that read and decode; None means one per core, at most 8.
+    %(execution)s
     store : "memory", path or None, default="memory"
         Where features are kept, so that no picture is encoded twice: in this process, in a folder that
         several processes and later sessions share, or nowhere. `skclip.clear_store` empties it.
@@ -96,10 +99,8 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         "model": [str],
         "n_views": [Interval(Integral, 1, None, closed="left")],
         "augmentation": [StrOptions({"crop_flip"}), None],
-        "n_workers": [Interval(Integral, 1, None, closed="left"), None],
-        "on_error": [StrOptions({"raise", "nan"})],
         "random_state": ["random_state"],
-        "verbose": ["verbose"],
+        **READING_CONSTRAINTS,
         **EXECUTION_CONSTRAINTS,
     }
 
@@ -112,7 +113,10 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         augmentation: str | None = "crop_flip",
         device: str = "auto",
         precision: str = "auto",
+        compile: bool = False,
         batch_size: int | str = "auto",
+        decode: str = "exact",
+        workers: str = "threads",
         n_workers: int | None = None,
         store: str | Path | None = "memory",
         on_error: str = "raise",
@@ -125,7 +129,10 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         self.augmentation = augmentation
         self.device = device
         self.precision = precision
+        self.compile = compile
         self.batch_size = batch_size
+        self.decode = decode
+        self.workers = workers
         self.n_workers = n_workers
         self.store = store
         self.on_error = on_error
@@ -199,7 +206,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         -------
         names : ndarray of shape (d,), str objects
         """
-        width = self._n_features_out if hasattr(self, "_n_features_out") else get_card(self.model).dim
+        width = self._n_features_out if hasattr(self, "_n_features_out") else self._width()
         return np.asarray([f"clipfeatures{i}" for i in range(width)], dtype=object)
 
     def load_backbone(self) -> Any:
@@ -222,17 +229,25 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         if hasattr(self, "_n_features_out"):
             del self._n_features_out  # what follows is a new fit: a missing device is an error again
         self._execution()
-        self._n_features_out: int = get_card(self.model).dim
+        self._n_features_out: int = self._width()
 
     def _encode(self, X: Any, *, n_views: int, seed: int) -> NDArray[np.float32]:
         pictures = check_images(X)
         rows = encode_pictures(pictures, range(n_views), self._execution(), seed=seed, on_error=self.on_error)
-        if self.normalize:
-            rows = unit_rows(rows.reshape(-1, rows.shape[2])).reshape(rows.shape)
-        return rows
+        return self._finish(rows.reshape(-1, rows.shape[2])).reshape(rows.shape)
+
+    # What streaming extraction needs of a transformer: whether a row holds places, its width, and how it ends.
+    _places = False
+
+    def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features (n, d) of raw rows."""
+        return unit_rows(rows) if self.normalize else rows
+
+    def _width(self) -> int:
+        return get_card(self.model).dim
 
     def _execution(self) -> Execution:
-        return plan_execution(self, self.model, n_workers=self.n_workers, verbose=self.verbose)
+        return plan_execution(self, self.model, **reading_parameters(self))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_n_features_out")

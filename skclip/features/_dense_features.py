@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import prod
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,13 +12,15 @@ from sklearn.base import TransformerMixin
 
 from skclip._backbones import DEFAULT_MODEL, get_card, grid_shape
 from skclip._media import check_images
-from skclip.features._clip_features import EXECUTION_CONSTRAINTS
-from skclip.features._extraction import Execution, encode_pictures, plan_execution
+from skclip.features._clip_features import EXECUTION_CONSTRAINTS, READING_CONSTRAINTS
+from skclip.features._extraction import Execution, encode_pictures, plan_execution, reading_parameters
 from skclip.utils import SkclipBase
 from skclip.utils._arrays import unit_rows
-from skclip.utils._params import Interval, StrOptions, check_parameters
+from skclip.utils._docs import fill_doc
+from skclip.utils._params import StrOptions, check_parameters
 
 
+@fill_doc
 class DenseCLIPFeatures(TransformerMixin, SkclipBase):
     """Turn pictures into grids of CLIP features: what is where, in the space of the text.
 
@@ -41,14 +42,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         ``layout="flat"``.
     normalize : bool, default=True
         Divide each token by its Euclidean norm.
-    device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
-        Where the model runs; "auto" takes an accelerator if there is one.
-    precision : {"auto", "float32", "bf16", "fp16"}, default="auto"
-        Of the model; "auto" is half precision on accelerators and float32 on CPUs.
-    batch_size : int or "auto", default="auto"
-        Pictures per forward pass; halved as long as an accelerator's memory does not suffice.
-    n_workers : int or None, default=None
-        Threads that read and decode; None means one per core, at most 8.
+    %(execution)s
     store : "memory", path or None, default="memory"
         Where features are kept, see `CLIPFeatures`. A picture takes as much room as all its tokens: 0.1 MB of
         ViT-B-32, 0.4 MB of ViT-B-16, and the memory holds 1 GiB.
@@ -97,9 +91,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         "mode": [StrOptions({"value"})],
         "layout": [StrOptions({"grid", "flat"})],
         "global_token": ["boolean"],
-        "n_workers": [Interval(Integral, 1, None, closed="left"), None],
-        "on_error": [StrOptions({"raise", "nan"})],
-        "verbose": ["verbose"],
+        **READING_CONSTRAINTS,
         **EXECUTION_CONSTRAINTS,
     }
 
@@ -113,7 +105,10 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         normalize: bool = True,
         device: str = "auto",
         precision: str = "auto",
+        compile: bool = False,
         batch_size: int | str = "auto",
+        decode: str = "exact",
+        workers: str = "threads",
         n_workers: int | None = None,
         store: str | Path | None = "memory",
         on_error: str = "raise",
@@ -126,7 +121,10 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         self.normalize = normalize
         self.device = device
         self.precision = precision
+        self.compile = compile
         self.batch_size = batch_size
+        self.decode = decode
+        self.workers = workers
         self.n_workers = n_workers
         self.store = store
         self.on_error = on_error
@@ -156,7 +154,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         self._execution()
         self.grid_shape_ = grid_shape(get_card(self.model))
         self.n_tokens_ = self._n_tokens()
-        self._n_features_out: int = self._width()
+        self._n_features_out: int = self._n_names()
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -179,12 +177,9 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
             If X is a single picture, or an item is not a picture.
         """
         self._check()
-        tokens = self._encode(X)
-        if not self.global_token:
-            tokens = tokens[:, 1:]
-        if self.layout == "flat":
-            return tokens.reshape(len(tokens), -1)
-        return tokens.reshape(len(tokens), *grid_shape(get_card(self.model)), -1)
+        pictures, execution = check_images(X), self._execution()
+        rows = encode_pictures(pictures, range(1), execution, seed=0, on_error=self.on_error, places=True)
+        return self._finish(rows[:, 0])
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray:
         """Names ``denseclipfeatures0 ...``, one per column of the flat layout, or per channel of the grid.
@@ -197,7 +192,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         -------
         names : ndarray of str objects
         """
-        width = self._n_features_out if hasattr(self, "_n_features_out") else self._width()
+        width = self._n_features_out if hasattr(self, "_n_features_out") else self._n_names()
         return np.asarray([f"denseclipfeatures{i}" for i in range(width)], dtype=object)
 
     def load_backbone(self) -> Any:
@@ -214,25 +209,35 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         if self.global_token and self.layout == "grid":
             raise ValueError('global_token=True has no place in layout="grid"; pass layout="flat".')
 
-    def _encode(self, X: Any) -> NDArray[np.float32]:
-        """Tokens (n, 1 + h * w, d), that of the whole picture first."""
-        pictures, execution = check_images(X), self._execution()
-        rows = encode_pictures(pictures, range(1), execution, seed=0, on_error=self.on_error, places=True)
-        tokens = rows.reshape(-1, get_card(self.model).dim)
+    # What streaming extraction needs of a transformer: whether a row holds places, its width, and how it ends.
+    _places = True
+
+    def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features of raw rows (n, (1 + h * w) * d), in the shape that `layout` asks for."""
+        card = get_card(self.model)
+        tokens = rows.reshape(-1, card.dim)
         if self.normalize:
             tokens = unit_rows(tokens)
-        return tokens.reshape(len(rows), -1, tokens.shape[1])
+        tokens = tokens.reshape(len(rows), -1, card.dim)
+        if not self.global_token:
+            tokens = tokens[:, 1:]
+        if self.layout == "flat":
+            return tokens.reshape(len(tokens), -1)
+        return tokens.reshape(len(tokens), *grid_shape(card), -1)
 
     def _width(self) -> int:
+        """Numbers in the row of one picture, whatever the layout."""
+        return get_card(self.model).dim * self._n_tokens()
+
+    def _n_names(self) -> int:
         """Columns of the flat layout, channels of the grid."""
-        width = get_card(self.model).dim
-        return width * self._n_tokens() if self.layout == "flat" else width
+        return self._width() if self.layout == "flat" else get_card(self.model).dim
 
     def _n_tokens(self) -> int:
         return prod(grid_shape(get_card(self.model))) + bool(self.global_token)
 
     def _execution(self) -> Execution:
-        return plan_execution(self, self.model, n_workers=self.n_workers, verbose=self.verbose)
+        return plan_execution(self, self.model, **reading_parameters(self))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_n_features_out")

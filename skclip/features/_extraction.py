@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import multiprocessing
 import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -30,21 +33,22 @@ from skclip._backbones import (
 )
 from skclip._media import (
     PictureError,
+    PictureReader,
     PictureTransform,
     SharedPicture,
-    augment,
-    content_key,
+    Wanted,
     describe,
-    load_item,
-    read_picture,
     unknown_file,
 )
 from skclip.features._store import Store, open_store, row_key
 from skclip.utils import SkclipWarning
 
-_CHUNK = 256  # pictures looked up, read and kept together, if their rows are not too wide
-_CHUNK_BYTES = 2**26
+_CPU_BLOCK, _ACCELERATOR_BLOCK = 256, 1024
+_BLOCK_BYTES = 2**27
+_BLOCKS_AHEAD = 2
 _TEXT_CHUNK = 8192
+
+logger = logging.getLogger("skclip")
 
 
 class UnreadablePictureWarning(SkclipWarning):
@@ -75,13 +79,16 @@ class Execution:
     batch_size: int | str
     store: Any
     n_workers: int | None = None
+    workers: str = "threads"
+    decode: str = "exact"
+    compile: bool = False
     verbose: int = 0
 
     def card(self) -> BackboneCard:
         return get_card(self.model)
 
     def backbone(self) -> Any:
-        return load_backbone(self.model, device=self.device, precision=self.precision)
+        return load_backbone(self.model, device=self.device, precision=self.precision, compile=self.compile)
 
     def namespace(self, kind: str) -> bytes:
         """16 bytes that differ whenever the same input could give another row."""
@@ -102,6 +109,11 @@ def plan_execution(estimator: Any, model: str, **more: Any) -> Execution:
     elif device != "auto":
         resolve_device(device)
     return Execution(model, device, precision, estimator.batch_size, estimator.store, **more)
+
+
+def reading_parameters(estimator: Any) -> dict[str, Any]:
+    """What only transformers of pictures have, for `plan_execution`."""
+    return {name: getattr(estimator, name) for name in ("n_workers", "workers", "decode", "compile", "verbose")}
 
 
 def encode_pictures(
@@ -132,39 +144,152 @@ def encode_pictures(
     rows : ndarray of shape (n, len(views), d), float32
         One row per picture and view, in input order; NaN for unreadable pictures under "nan".
     """
-    job = _PictureJob(pictures, views, execution, seed, places)
-    rows = np.empty((len(pictures), len(views), job.width), dtype=np.float32)
+    rows = np.empty((len(pictures), len(views), row_width(execution, places)), dtype=np.float32)
+    size = block_size(execution, places)
+    blocks = (pictures[lo : lo + size] for lo in range(0, len(pictures), size))
     failures: list[tuple[int, str, str]] = []
-    fresh: dict[bytes, NDArray] = {}
-    backbone = None
-    progress = tqdm(total=len(pictures), unit="picture", disable=not execution.verbose)
-    with progress:
-        for chunk in job.chunks():
-            for position, reason in chunk.failures:
+    start = 0
+    with Progress([execution], len(pictures)) as progress:
+        for block in encode_blocks(blocks, views, execution, seed=seed, places=places):
+            for i, reason in block.failures:
+                position = start + i
                 failures.append((position, describe(pictures[position]), reason))
                 if on_error == "raise":
                     raise PictureError(f"X[{position}], {failures[-1][1]}: {reason}.")
-            # The chunk was looked up while the one before was being encoded.
-            known = {key: row for key, row in fresh.items() if key in chunk.pixels}
-            missing = [key for key in chunk.pixels if key not in known]
-            fresh = {}
-            if missing:
-                warn_worker(execution.store)
-                batch = np.stack([chunk.pixels[key] for key in missing])
-                backbone = backbone or execution.backbone()
-                encode = backbone.encode_places if places else backbone.encode_images
-                encoded = encode(batch, batch_size=execution.batch_size)
-                job.store.put(missing, encoded)
-                fresh = dict(zip(missing, encoded))
-            for (i, v), key in chunk.unfilled:
-                row = fresh[key] if key in fresh else known[key]
-                chunk.rows[i, v] = row
-                _share(pictures[chunk.start + i], key, row)
-            rows[chunk.start : chunk.start + len(chunk.rows)] = chunk.rows
-            progress.update(len(chunk.rows))
+            rows[start : start + len(block.rows)] = block.rows
+            start += len(block.rows)
+            progress.update(block)
     if failures:
         warnings.warn(_failure_warning(failures, len(pictures)), stacklevel=4)
     return rows
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """Raw rows of consecutive pictures.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (m, n_views, d), float32
+        NaN for pictures that could not be read.
+    failures : list of (int, str)
+        Place in the block and reason of each picture that could not be read.
+    n_encoded : int
+        How many rows the backbone made; the others were known.
+    """
+
+    rows: NDArray[np.float32]
+    failures: list[tuple[int, str]]
+    n_encoded: int
+
+
+def encode_blocks(
+    blocks: Iterable[Sequence[Any]],
+    views: Sequence[int],
+    execution: Execution,
+    *,
+    seed: int,
+    places: bool = False,
+) -> Iterator[EncodedBlock]:
+    """Raw projections of a stream of pictures.
+
+    Two blocks are looked up and read while one is encoded, and no more are held: memory does not depend on how many
+    there are. Without a store the rows of a block depend on its pictures alone, not on other blocks.
+
+    Parameters
+    ----------
+    blocks : iterable of sequences of pictures
+        `block_size` pictures each suit the machine. Read in order, by another thread.
+    views, execution, seed, places
+        See `encode_pictures`.
+
+    Yields
+    ------
+    EncodedBlock
+        In the order of `blocks`.
+    """
+    job = _PictureJob(views, execution, seed, places)
+    # Rows that were made after the blocks in hand were looked up.
+    recent: deque[dict[bytes, NDArray]] = deque(maxlen=_BLOCKS_AHEAD)
+    with closing(job.prepare_ahead(iter(blocks))) as prepared_blocks:
+        for prepared in prepared_blocks:
+            known = {key: rows[key] for rows in recent for key in prepared.slots.keys() & rows.keys()}
+            fresh = job.encode(prepared, known)
+            if execution.store is not None:
+                recent.append(fresh)
+            for place, key in prepared.unfilled:
+                row = fresh[key] if key in fresh else known[key]
+                prepared.rows[place] = row
+                _share(prepared.items[place[0]], key, row)
+            yield EncodedBlock(prepared.rows, prepared.failures, len(fresh))
+
+
+def picture_transform(execution: Execution) -> PictureTransform:
+    """How pictures become the model's pixels."""
+    card = execution.card()
+    return PictureTransform(card.image_size, card.interpolation, card.resize_mode, card.fill_color, execution.decode)
+
+
+def row_width(execution: Execution, places: bool = False) -> int:
+    """Numbers in the row of one picture."""
+    card = execution.card()
+    return (1 + prod(grid_shape(card)) if places else 1) * card.dim
+
+
+def block_size(execution: Execution, places: bool = False) -> int:
+    """Pictures that are looked up, read and encoded together: enough for the device, within 128 MiB."""
+    height, width = execution.card().image_size
+    n = _CPU_BLOCK if resolve_device(execution.device).type == "cpu" else _ACCELERATOR_BLOCK
+    return max(1, min(n, _BLOCK_BYTES // (3 * height * width), _BLOCK_BYTES // (8 * row_width(execution, places))))
+
+
+class Progress:
+    """A progress bar while pictures are encoded, and one line in the log when they are.
+
+    Parameters
+    ----------
+    executions : sequence of Execution
+        One for each device; the `verbose` of the first says whether the bar is shown.
+    total : int or None
+        Pictures in all, if known.
+    n_done : int, default=0
+        Those of an earlier run.
+    """
+
+    def __init__(self, executions: Sequence[Execution], total: int | None, n_done: int = 0) -> None:
+        self._executions = executions
+        self._n_rows = self._n_encoded = 0
+        self._bar = tqdm(total=total, initial=n_done, unit="picture", disable=not executions[0].verbose)
+        self._start = time.perf_counter()
+
+    def update(self, block: EncodedBlock) -> None:
+        self._n_rows += len(block.rows)
+        self._n_encoded += block.n_encoded
+        self._bar.update(len(block.rows))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        if error[0] is None and logger.isEnabledFor(logging.INFO):
+            logger.info(self.summary())
+
+    def summary(self) -> str:
+        """Model, device, precision, batch size and speed, in one line."""
+        seconds = time.perf_counter() - self._start
+        first = self._executions[0]
+        rate = f"{self._n_rows / seconds:.4g} pictures/s"
+        if not self._n_encoded:
+            return f"{first.model}: {self._n_rows} pictures, all known, {rate}."
+        devices = [resolve_device(execution.device) for execution in self._executions]
+        batch = first.batch_size
+        if batch == "auto" and len(devices) == 1:
+            batch = first.backbone().picture_batch_size or batch
+        return (
+            f"{first.model} on {', '.join(map(str, devices))}, {resolve_precision(first.precision, devices[0])}, "
+            f"batches of {batch}: {self._n_rows} pictures ({self._n_encoded} rows encoded), {rate}."
+        )
 
 
 def encode_texts(texts: Sequence[str], execution: Execution) -> NDArray[np.float32]:
@@ -189,88 +314,124 @@ def encode_texts(texts: Sequence[str], execution: Execution) -> NDArray[np.float
 
 
 @dataclass
-class _Chunk:
-    """Some consecutive pictures, looked up and read: rows that were kept, pixels of those that were not."""
+class _Prepared:
+    """Consecutive pictures, looked up and read: rows that were known, pixels of those that were not."""
 
-    start: int
+    items: Sequence[Any]
     rows: NDArray  # (m, n_views, d)
-    pixels: dict[bytes, NDArray] = field(default_factory=dict)
-    unfilled: list[tuple[tuple[int, int], bytes]] = field(default_factory=list)
-    failures: list[tuple[int, str]] = field(default_factory=list)
+    pixels: NDArray  # (n_slots, H, W, 3)
+    slots: dict[bytes, int]
+    unfilled: list[tuple[tuple[int, int], bytes]]
+    failures: list[tuple[int, str]]
 
 
 class _PictureJob:
-    """Everything of one call that does not change from chunk to chunk."""
+    """Everything of one call that does not change from block to block."""
 
-    def __init__(
-        self, pictures: Sequence[Any], views: Sequence[int], execution: Execution, seed: int, places: bool
-    ) -> None:
-        card = execution.card()
-        self.pictures = pictures
+    def __init__(self, views: Sequence[int], execution: Execution, seed: int, places: bool) -> None:
         self.views = list(views)
+        self.execution = execution
         self.seed = seed
-        n_tokens = 1 + prod(grid_shape(card)) if places else 1
-        self.width = n_tokens * card.dim
-        self.n_together = max(1, min(_CHUNK, _CHUNK_BYTES // (4 * self.width)))
-        self.transform = PictureTransform(card.image_size, card.interpolation, card.resize_mode, card.fill_color)
+        self.places = places
+        self.width = row_width(execution, places)
+        self.transform = picture_transform(execution)
         self.store: Store = open_store(execution.store)
-        self.n_workers = execution.n_workers or min(8, joblib.cpu_count())
         kind = f"{'value path' if places else 'picture'} {self.transform.key()}"
         self._plain = execution.namespace(kind)
         self._augmented = execution.namespace(f"{kind} crop_flip {seed}")
 
-    def chunks(self) -> Iterator[_Chunk]:
-        """Chunks in order, each prepared while the caller works on the one before."""
-        starts = range(0, len(self.pictures), self.n_together)
-        with ThreadPoolExecutor(self.n_workers) as pool, ThreadPoolExecutor(1) as ahead:
-            future = ahead.submit(self._prepare, starts[0], pool)
-            for following in [*starts[1:], None]:
-                chunk = future.result()
-                if following is not None:
-                    future = ahead.submit(self._prepare, following, pool)
-                yield chunk
+    def prepare_ahead(self, blocks: Iterator[Sequence[Any]]) -> Iterator[_Prepared]:
+        """Blocks in order, prepared while the caller works on those before."""
+        execution = self.execution
+        with (
+            PictureReader(
+                self.transform, workers=execution.workers, n_workers=execution.n_workers, seed=self.seed
+            ) as reader,
+            ThreadPoolExecutor(1) as source,
+            ThreadPoolExecutor(_BLOCKS_AHEAD) as ahead,
+        ):
 
-    def _prepare(self, start: int, pool: Executor) -> _Chunk:
-        items = [self.pictures[i] for i in range(start, min(start + self.n_together, len(self.pictures)))]
-        loaded, contents = self._identify(items, pool)
+            def prepare(pulled: Future) -> _Prepared | None:
+                block = pulled.result()
+                return None if block is None else self._prepare(block, reader)
+
+            def submit() -> Future:
+                return ahead.submit(prepare, source.submit(next, blocks, None))
+
+            coming = deque(submit() for _ in range(_BLOCKS_AHEAD))
+            try:
+                while (prepared := coming.popleft().result()) is not None:
+                    coming.append(submit())
+                    yield prepared
+            finally:
+                for future in coming:
+                    future.cancel()
+
+    def encode(self, prepared: _Prepared, known: Container[bytes]) -> dict[bytes, NDArray]:
+        """Rows of the pictures that were read and are not `known`, kept in the store."""
+        missing = {key: slot for key, slot in prepared.slots.items() if key not in known}
+        if not missing:
+            return {}
+        warn_worker(self.execution.store)
+        slots = list(missing.values())
+        pixels = prepared.pixels if len(slots) == len(prepared.pixels) else prepared.pixels[slots]
+        backbone = self.execution.backbone()
+        encode = backbone.encode_places if self.places else backbone.encode_images
+        encoded = encode(pixels, batch_size=self.execution.batch_size)
+        self.store.put(list(missing), encoded)
+        return dict(zip(missing, encoded))
+
+    def _prepare(self, items: Sequence[Any], reader: PictureReader) -> _Prepared:
+        loaded, contents = self._identify(items, reader)
         reasons = {i: str(content) for i, content in enumerate(contents) if isinstance(content, PictureError)}
         places = [(i, v) for i in range(len(items)) if i not in reasons for v in range(len(self.views))]
         keys = [self._key(contents[i], self.views[v]) for i, v in places]
-        chunk = _Chunk(start, np.full((len(items), len(self.views), self.width), np.nan, dtype=np.float32))
-        wanted: dict[bytes, list[tuple[int, int]]] = {}
+        all_rows = np.full((len(items), len(self.views), self.width), np.nan, dtype=np.float32)
         looked_up = []
         for place, key in zip(places, keys):
             shared = _shared_row(items[place[0]], key)
             if shared is None:
                 looked_up.append((place, key))
             else:
-                chunk.rows[place] = shared
+                all_rows[place] = shared
+        wanted: dict[bytes, list[tuple[int, int]]] = {}
         rows, found = self.store.get([key for _, key in looked_up], self.width)
         for (place, key), row, is_there in zip(looked_up, rows, found):
             if is_there:
-                chunk.rows[place] = row
+                all_rows[place] = row
                 _share(items[place[0]], key, row)
             else:
                 wanted.setdefault(key, []).append(place)
 
         # Each picture is decoded once, whatever the number of its views and of its equals.
+        slots = {key: slot for slot, key in enumerate(wanted)}
         readers: dict[int, list[bytes]] = {}
         for key, (first, *_) in wanted.items():
             readers.setdefault(first[0], []).append(key)
-        views = {i: [self.views[wanted[key][0][1]] for key in own] for i, own in readers.items()}
-        read = pool.map(lambda i: self._read(loaded[i], contents[i], views[i]), readers)
-        for (_i, own), pixels in zip(readers.items(), read):
-            if isinstance(pixels, PictureError):
+        pixels = self._empty(len(slots))
+        answers = reader.read(
+            [
+                Wanted(loaded[i], contents[i], tuple((slots[key], self.views[wanted[key][0][1]]) for key in own))
+                for i, own in readers.items()
+            ],
+            pixels,
+        )
+        for own, answer in zip(readers.values(), answers):
+            if answer is not None:
                 equals = {place[0] for key in own for place in wanted[key]}
-                reasons.update(dict.fromkeys(equals, str(pixels)))
-            else:
-                chunk.pixels.update(zip(own, pixels))
-        chunk.unfilled = [(place, key) for key, places in wanted.items() if key in chunk.pixels for place in places]
-        chunk.rows[list(reasons)] = np.nan
-        chunk.failures = [(start + i, reasons[i]) for i in sorted(reasons)]
-        return chunk
+                reasons.update(dict.fromkeys(equals, str(answer)))
+                for key in own:
+                    del slots[key]
+        all_rows[list(reasons)] = np.nan
+        unfilled = [(place, key) for key in slots for place in wanted[key]]
+        return _Prepared(items, all_rows, pixels, slots, unfilled, sorted(reasons.items()))
 
-    def _identify(self, items: list[Any], pool: Executor) -> tuple[list[Any], list[Any]]:
+    def _empty(self, n: int) -> NDArray[np.uint8]:
+        if n == 0:  # no need for a backbone
+            return np.empty((0, *self.transform.size, 3), dtype=np.uint8)
+        return self.execution.backbone().empty_pictures(n)
+
+    def _identify(self, items: Sequence[Any], reader: PictureReader) -> tuple[list[Any], list[Any]]:
         """What was read of each item (itself where nothing had to be), and its content key or `PictureError`."""
         paths = {i: path for i, item in enumerate(items) if (path := unknown_file(item)) is not None}
         known = dict(zip(paths, self.store.known(list(paths.values()))))
@@ -278,7 +439,7 @@ class _PictureJob:
         loaded = list(items)
         unknown = [i for i, content in enumerate(contents) if content is None]
         stats = {i: _stat(paths[i]) for i in unknown if i in paths}  # before reading: a change in between shows
-        for i, (data, content) in zip(unknown, pool.map(_load_and_key, [items[i] for i in unknown])):
+        for i, (data, content) in zip(unknown, reader.load([items[i] for i in unknown])):
             loaded[i], contents[i] = data, content
         self.store.remember_many(
             [
@@ -288,19 +449,6 @@ class _PictureJob:
             ]
         )
         return loaded, contents
-
-    def _read(self, data: Any, content: bytes, views: list[int]) -> list[NDArray] | PictureError:
-        try:
-            picture = read_picture(data)
-        except PictureError as error:
-            return error
-        size, interpolation = self.transform.size, self.transform.interpolation
-        return [
-            self.transform(picture)
-            if view == 0
-            else augment(picture, seed=self.seed, key=content, view=view, size=size, interpolation=interpolation)
-            for view in views
-        ]
 
     def _key(self, content: bytes, view: int) -> bytes:
         return row_key(self._plain if view == 0 else self._augmented, content, view)
@@ -314,14 +462,6 @@ def _shared_row(item: Any, key: bytes) -> NDArray | None:
 def _share(item: Any, key: bytes, row: NDArray) -> None:
     if isinstance(item, SharedPicture):
         item.rows[key] = row
-
-
-def _load_and_key(item: Any) -> tuple[Any, bytes | PictureError]:
-    try:
-        data = load_item(item)
-        return data, content_key(data)
-    except PictureError as error:
-        return item, error
 
 
 def _stat(path: Path) -> os.stat_result | None:

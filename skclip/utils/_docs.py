@@ -44,6 +44,26 @@ device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
     "verbose": """\
 verbose : int, default=0
     1 shows a progress bar.""",
+    # parameters of what reads pictures
+    "execution": """\
+device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
+    Where the model runs; "auto" takes an accelerator if there is one.
+precision : {"auto", "float32", "bf16", "fp16"}, default="auto"
+    Of the model; "auto" is half precision on accelerators and float32 on CPUs.
+compile : bool, default=False
+    Whether ``torch.compile`` compiles the image tower first, which takes a minute or more and pays for long runs on
+    accelerators. Where it fails, the tower runs as it is, with a warning.
+batch_size : int or "auto", default="auto"
+    Pictures per forward pass. "auto" measures on the first batches how many pay. Halved as long as an
+    accelerator's memory does not suffice.
+decode : {"exact", "fast"}, default="exact"
+    "exact" gives open_clip's own pixels, bit for bit. "fast" decodes JPEG files at the smallest scale that
+    suffices and resizes no more than the crop keeps.
+workers : {"threads", "processes"}, default="threads"
+    What reads and decodes pictures. Processes take some seconds to start, stay for later calls, and pay where
+    threads wait for Python.
+n_workers : int or None, default=None
+    Their number; None means one per core, at most 8.""",
     # attributes of adapters
     "classes_": """\
 classes_ : ndarray of shape (K,)

@@ -34,7 +34,10 @@ _FEATURE_PARAMETERS = (
     "augmentation",
     "device",
     "precision",
+    "compile",
     "batch_size",
+    "decode",
+    "workers",
     "n_workers",
     "store",
     "on_error",
@@ -74,14 +77,7 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
         those of skclip do.
     augmentation : {"crop_flip"} or None, default="crop_flip"
         How views after the first are made.
-    device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
-        Where the image tower runs. Text-side estimators have a parameter of their own.
-    precision : str, default="auto"
-        Precision of the image tower.
-    batch_size : int or "auto", default="auto"
-        Pictures per batch.
-    n_workers : int, default=None
-        Threads that read pictures.
+    %(execution)s
     store : "memory", path or None, default="memory"
         Where features of pictures are kept; a folder is shared by the processes of a search that has
         ``n_jobs > 1``.
@@ -141,7 +137,10 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
         augmentation: str | None = "crop_flip",
         device: str = "auto",
         precision: str = "auto",
+        compile: bool = False,
         batch_size: int | str = "auto",
+        decode: str = "exact",
+        workers: str = "threads",
         n_workers: int | None = None,
         store: Any = "memory",
         on_error: str = "raise",
@@ -155,7 +154,10 @@ class CLIPClassifier(ClassifierMixin, SkclipBase):
         self.augmentation = augmentation
         self.device = device
         self.precision = precision
+        self.compile = compile
         self.batch_size = batch_size
+        self.decode = decode
+        self.workers = workers
         self.n_workers = n_workers
         self.store = store
         self.on_error = on_error

@@ -124,7 +124,7 @@ def test_wide_rows_go_in_smaller_chunks(pictures, encoded, monkeypatch):
 
     expected = DenseCLIPFeatures("skclip-tiny", store=None).transform(pictures)
     encoded.clear()
-    monkeypatch.setattr(_extraction, "_CHUNK_BYTES", 3 * 4 * 37 * 128)
+    monkeypatch.setattr(_extraction, "_BLOCK_BYTES", 3 * 8 * 37 * 128)
     found = DenseCLIPFeatures("skclip-tiny", store=None).transform(pictures)
     assert_allclose(found, expected, atol=1e-5)
     assert encoded == [("encode_places", n) for n in (3, 3, 2)]

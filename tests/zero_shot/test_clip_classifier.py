@@ -44,7 +44,10 @@ class FakeFeatures(TransformerMixin, BaseEstimator):
         augmentation="crop_flip",
         device="auto",
         precision="auto",
+        compile=False,
         batch_size="auto",
+        decode="exact",
+        workers="threads",
         n_workers=None,
         store="memory",
         on_error="raise",
@@ -57,7 +60,10 @@ class FakeFeatures(TransformerMixin, BaseEstimator):
         self.augmentation = augmentation
         self.device = device
         self.precision = precision
+        self.compile = compile
         self.batch_size = batch_size
+        self.decode = decode
+        self.workers = workers
         self.n_workers = n_workers
         self.store = store
         self.on_error = on_error
@@ -184,6 +190,9 @@ def test_parameters_reach_the_encoder(pictures):
         "device": "cpu",
         "precision": "float32",
         "batch_size": 3,
+        "compile": False,
+        "decode": "fast",
+        "workers": "threads",
         "n_workers": 2,
         "store": None,
         "on_error": "nan",
