@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from skclip._backbones._batch_size import BatchSizeSearch
 from skclip._backbones._cards import BackboneCard
+from skclip._backbones._compiling import CompiledTower
 from skclip._backbones._device import torch_dtype
 from skclip._backbones._hub import BackboneError
+from skclip._backbones._lanes import n_lanes, work_off
+from skclip._backbones._pixels import PixelScale, Uploads, to_tensor
 
 if TYPE_CHECKING:
     import torch
 
-# Pictures per batch and tokens per batch under batch_size="auto". On CPUs larger batches leave the cache:
-# ViT-B/32 on two cores takes 4.8 s for 64 pictures by 16 and 5.6 s by 64. Accelerators want many.
-_AUTO_PICTURES = {"cpu": 16, "mps": 64, "cuda": 256}
+# Pictures per batch under batch_size="auto": where the search begins, and the range of what it tries.
+_PICTURES = {"cpu": (16, 8, 64), "mps": (64, 64, 256), "cuda": (256, 256, 1024)}
+# Tokens per batch of texts.
 _AUTO_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
+# Rows that wait on an accelerator to be copied back together.
+_GATHERED_BYTES = 2**28
+_BLOCK_BYTES = 2**26
+# Transformers have a few in their stem.
+_STEM_CONVOLUTIONS = 8
 
 
 class Backbone:
@@ -50,6 +60,7 @@ class Backbone:
         make_tokenizer: Callable[[], Any],
         device: torch.device,
         precision: str,
+        compile: bool = False,
     ) -> None:
         self.card = card
         self.digest = digest
@@ -59,7 +70,10 @@ class Backbone:
         self.precision = precision
         self._make_tokenizer = make_tokenizer
         self._tokenizer_lock = threading.Lock()
-        self._shrink = {"picture": 1, "text": 1}  # what "auto" learned from running out of memory
+        self._compiled = CompiledTower(self._project, card.name, device) if compile else None
+        self._scale = PixelScale(card.mean, card.std, device, torch_dtype(precision), self._channels_last())
+        self._search = BatchSizeSearch(*_PICTURES[device.type])
+        self._text_shrink = 1  # what "auto" learned from running out of memory
 
     def __repr__(self) -> str:
         return f"<Backbone {self.card.name} on {self.device}, {self.precision}>"
@@ -69,25 +83,66 @@ class Backbone:
         """Callable ``(texts, context_length=None) -> int64 ids``, built at the first use."""
         return self._make_tokenizer()
 
-    def encode_images(self, batch: NDArray[np.uint8], batch_size: int | str = "auto") -> NDArray[np.float32]:
-        """Project pictures of the model's size; rows are not normalised.
+    @property
+    def picture_batch_size(self) -> int:
+        """Pictures per forward pass that ``batch_size="auto"`` means, as far as it has been measured."""
+        return self._search.size
+
+    @property
+    def pictures_together(self) -> int:
+        """How many pictures suit one call of `encode_images`: enough for every core, and not above 64 MiB."""
+        height, width = self.card.image_size
+        return max(1, min(256 if self.device.type == "cpu" else 1024, _BLOCK_BYTES // (height * width * 3)))
+
+    def empty_pictures(self, n: int) -> NDArray[np.uint8]:
+        """Memory for `n` pictures from which `encode_images` reads at full speed.
 
         Parameters
         ----------
-        batch : uint8 ndarray of shape (n, H, W, 3)
-            H, W as in ``card.image_size``; may be a read-only memory map.
+        n : int
+
+        Returns
+        -------
+        uint8 ndarray of shape (n, H, W, 3), not initialised
+            In pinned memory where the device is a CUDA device, from which it copies while it computes.
+        """
+        shape = (n, *self.card.image_size, 3)
+        if self.device.type != "cuda":
+            return np.empty(shape, dtype=np.uint8)
+        import torch
+
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+    def encode_images(
+        self, batch: NDArray[np.uint8] | torch.Tensor, batch_size: int | str = "auto"
+    ) -> NDArray[np.float32]:
+        """Project pictures of the model's size; rows are not normalised.
+
+        On CPUs several forward passes run side by side, one per core. The same pictures in the same order with the
+        same batch size (and number of cores) give the same bytes; another batch size differs in the last bits.
+
+        Parameters
+        ----------
+        batch : uint8 ndarray or torch.Tensor of shape (n, H, W, 3)
+            H, W as in ``card.image_size``. An array may be a read-only memory map, a tensor may lie on the device.
         batch_size : int or "auto", default="auto"
-            Pictures per forward pass. "auto" is 16 on CPUs, 64 on MPS, 256 on CUDA. Where an accelerator
-            runs out of memory the batch is halved, and "auto" remembers it.
+            Pictures per forward pass, at most. "auto" begins with 16 on CPUs, 64 on MPS, 256 on CUDA, tries larger
+            and smaller ones on the first pictures, and keeps the fastest for later calls (`picture_batch_size`).
+            Where memory runs out the batch is halved, and "auto" remembers it.
 
         Returns
         -------
         float32 ndarray of shape (n, dim)
         """
-        return self._encode_pictures(batch, batch_size, self._project, self.card.dim)
+        if self._compiled is None:
+            return self._encode_pictures(batch, batch_size, self._project, self.card.dim, measure=True)
+        size = _check_batch_size(batch_size) or self._search.size
+        return self._encode_pictures(batch, batch_size, partial(self._compiled, size=size), self.card.dim)
 
-    def encode_places(self, batch: NDArray[np.uint8], batch_size: int | str = "auto") -> NDArray[np.float32]:
-        """Project pictures and their places, in one pass; see `encode_images`.
+    def encode_places(
+        self, batch: NDArray[np.uint8] | torch.Tensor, batch_size: int | str = "auto"
+    ) -> NDArray[np.float32]:
+        """Project pictures and their places, in one pass; see `encode_images`. Never compiled.
 
         Returns
         -------
@@ -109,29 +164,110 @@ class Backbone:
 
     def _encode_pictures(
         self,
-        batch: NDArray[np.uint8],
+        batch: NDArray[np.uint8] | torch.Tensor,
         batch_size: int | str,
         project: Callable[[torch.Tensor], torch.Tensor],
         width: int,
+        *,
+        measure: bool = False,
     ) -> NDArray[np.float32]:
-        import torch
-
         self._check_pictures(batch)
-        mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.card.mean, self.card.std))
-        dtype = torch_dtype(self.precision)
-        rows = _check_batch_size(batch_size) or _AUTO_PICTURES[self.device.type]
-
-        def project_rows(lo: int, hi: int) -> torch.Tensor:
-            part = np.require(batch[lo:hi], requirements=["C", "W"])  # copies maps on disk and reversed views
-            pixels = torch.from_numpy(part).to(self.device)
-            pictures = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-            # The order of ToTensor and Normalize: the same float32 pixels bit for bit.
-            return project(pictures.div_(255).sub_(mean).div_(std).to(dtype))
-
-        order = np.arange(len(batch))
-        out = self._run(project_rows, order, lambda lo: rows, "picture", batch_size == "auto", width)
+        wanted = _check_batch_size(batch_size)
+        out = np.empty((len(batch), width), dtype=np.float32)
+        done = self._measure(batch, project, out) if measure and wanted is None else 0
+        size = wanted or self._search.size
+        fitted = self._fill(out[done:], batch[done:], project, size)
+        if wanted is None and fitted < size:
+            self._search.ran_out(fitted)
         self._check_finite(out, "picture")
         return out
+
+    def _measure(
+        self,
+        batch: NDArray[np.uint8] | torch.Tensor,
+        project: Callable[[torch.Tensor], torch.Tensor],
+        out: NDArray[np.float32],
+    ) -> int:
+        """Fill the first rows of `out` by rounds in which every lane has one batch; return how many rows."""
+        search, done = self._search, 0
+        lanes = n_lanes() if self.device.type == "cpu" else 1
+        if not search.measuring.acquire(blocking=False):  # another thread measures: two at once would mislead both
+            return done
+        try:
+            while (size := search.trial) is not None and done + size * lanes <= len(batch):
+                part = slice(done, done + size * lanes)
+                start = perf_counter()
+                fitted = self._fill(out[part], batch[part], project, size)
+                if fitted < size:
+                    search.ran_out(fitted)
+                else:
+                    search.record(size * lanes / (perf_counter() - start))
+                done = part.stop
+        finally:
+            search.measuring.release()
+        return done
+
+    def _fill(
+        self,
+        out: NDArray[np.float32],
+        batch: NDArray[np.uint8] | torch.Tensor,
+        project: Callable[[torch.Tensor], torch.Tensor],
+        size: int,
+    ) -> int:
+        """Project each row of `batch` into that of `out`; return the batch size that fitted into memory."""
+        return (self._fill_on_cpu if self.device.type == "cpu" else self._fill_from_device)(out, batch, project, size)
+
+    def _fill_on_cpu(
+        self,
+        out: NDArray[np.float32],
+        batch: NDArray[np.uint8] | torch.Tensor,
+        project: Callable[[torch.Tensor], torch.Tensor],
+        size: int,
+    ) -> int:
+        lanes = n_lanes() if len(out) > 1 else 1
+        bounds = _cut(len(out), size, lanes, evenly=self._compiled is None)
+        largest = int(max(np.diff(bounds), default=size))
+        shrinks = [1]
+
+        def work(i: int) -> None:
+            first = bounds[i]
+
+            def project_rows(lo: int, hi: int) -> torch.Tensor:
+                return project(self._scale(to_tensor(batch[first + lo : first + hi])))
+
+            rows = np.arange(first, bounds[i + 1])
+            shrinks.append(run_batched(project_rows, rows, out, rows_at=lambda _: largest, shrink=max(shrinks)))
+
+        work_off(work, len(bounds) - 1, lanes)
+        return size if max(shrinks) == 1 else max(1, largest // max(shrinks))
+
+    def _fill_from_device(
+        self,
+        out: NDArray[np.float32],
+        batch: NDArray[np.uint8] | torch.Tensor,
+        project: Callable[[torch.Tensor], torch.Tensor],
+        size: int,
+    ) -> int:
+        import torch
+
+        dtype = torch_dtype(self.precision)
+        together = max(size, _GATHERED_BYTES // (out.shape[1] * dtype.itemsize))
+        shrink = 1
+        with torch.inference_mode():
+            for start in range(0, len(out), together):
+                stop = min(len(out), start + together)
+                uploads = Uploads(batch[start:stop], self.device)
+                gathered = torch.empty((stop - start, out.shape[1]), dtype=dtype, device=self.device)
+
+                def project_rows(lo: int, hi: int, uploads: Uploads = uploads) -> torch.Tensor:
+                    return project(self._scale(uploads.rows(lo, hi)))
+
+                def keep(lo: int, hi: int, part: torch.Tensor, gathered: torch.Tensor = gathered) -> None:
+                    gathered[lo:hi] = part
+
+                shrink = _halving(project_rows, keep, stop - start, rows_at=lambda _: size, shrink=shrink)
+                out[start:stop] = gathered.cpu().to(torch.float32).numpy()  # waits for the device, once
+        return max(1, size // shrink)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int | str = "auto") -> NDArray[np.float32]:
         """Project texts; rows are not normalised and stand in the order of `texts`.
@@ -175,30 +311,30 @@ class Backbone:
         def project(lo: int, hi: int) -> torch.Tensor:
             return encode_ids(self.module, sorted_ids[lo:hi, : int(sorted_lengths[lo])].to(self.device))
 
-        unique = self._run(project, order, rows_at, "text", batch_size == "auto", self.card.dim)
+        learn = batch_size == "auto"
+        unique = np.empty((len(order), self.card.dim), dtype=np.float32)
+        with torch.inference_mode():
+            shrink = run_batched(
+                project, order, unique, rows_at=rows_at, shrink=self._text_shrink if learn else 1, what="text"
+            )
+        if learn:
+            self._text_shrink = shrink
         out = unique if len(unique) == len(texts) else unique[[position[text] for text in texts]]
         self._check_finite(out, "text")
         return out
 
-    def _run(
-        self,
-        project: Callable[[int, int], torch.Tensor],
-        order: NDArray[np.intp],
-        rows_at: Callable[[int], int],
-        what: str,
-        learn: bool,
-        width: int,
-    ) -> NDArray[np.float32]:
+    def _channels_last(self) -> bool:
+        """Whether the picture tower is one of convolutions in half precision on CUDA: these run faster so."""
         import torch
 
-        out = np.empty((len(order), width), dtype=np.float32)
-        with torch.inference_mode():
-            shrink = run_batched(
-                project, order, out, rows_at=rows_at, shrink=self._shrink[what] if learn else 1, what=what
-            )
-        if learn:
-            self._shrink[what] = shrink
-        return out
+        if self.device.type != "cuda" or self.precision == "float32":
+            return False
+        tower: Any = self.module.visual
+        n_convolutions = sum(isinstance(part, torch.nn.Conv2d) for part in tower.modules())
+        if n_convolutions <= _STEM_CONVOLUTIONS:
+            return False
+        tower.to(memory_format=torch.channels_last)
+        return True
 
     def _check_finite(self, out: NDArray[np.float32], what: str) -> None:
         bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
@@ -214,10 +350,27 @@ class Backbone:
             )
 
     def _check_pictures(self, batch: Any) -> None:
+        import torch
+
         size = self.card.image_size
-        if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8 or batch.shape[1:] != (*size, 3):
-            got = f"{batch.dtype} {batch.shape}" if isinstance(batch, np.ndarray) else type(batch).__name__
-            raise ValueError(f"{self.card.name} reads a uint8 array of shape (n, {size[0]}, {size[1]}, 3), got {got}.")
+        is_array = isinstance(batch, (np.ndarray, torch.Tensor))
+        if not is_array or batch.dtype not in (np.uint8, torch.uint8) or tuple(batch.shape[1:]) != (*size, 3):
+            got = f"{batch.dtype} {tuple(batch.shape)}" if is_array else type(batch).__name__
+            raise ValueError(
+                f"{self.card.name} reads a uint8 array or tensor of shape (n, {size[0]}, {size[1]}, 3), got {got}."
+            )
+
+
+def _cut(n: int, size: int, lanes: int, *, evenly: bool = True) -> list[int]:
+    """Where parts of at most `size` of `n` rows begin, and the end.
+
+    Evenly: as many for each lane and as equal as can be, or else some lanes would wait for one at the end.
+    """
+    if not evenly:
+        return [*range(0, n, size), n]
+    parts = -(-n // size)
+    parts = min(n, -(-parts // lanes) * lanes)
+    return [n * i // max(1, parts) for i in range(parts + 1)]
 
 
 def run_batched(
@@ -248,12 +401,29 @@ def run_batched(
     int
         The divisor at the end.
     """
+
+    def keep(lo: int, hi: int, part: torch.Tensor) -> None:
+        out[order[lo:hi]] = part.to(dtype=_float32(), device="cpu").numpy()
+
+    return _halving(project, keep, len(order), rows_at=rows_at, shrink=shrink, what=what)
+
+
+def _halving(
+    project: Callable[[int, int], torch.Tensor],
+    keep: Callable[[int, int, torch.Tensor], None],
+    n: int,
+    *,
+    rows_at: Callable[[int], int],
+    shrink: int,
+    what: str = "picture",
+) -> int:
+    """``keep(lo, hi, project(lo, hi))`` for `n` rows; see `run_batched`."""
     lo = 0
-    while lo < len(order):
-        hi = min(len(order), lo + max(1, rows_at(lo) // shrink))
+    while lo < n:
+        hi = min(n, lo + max(1, rows_at(lo) // shrink))
         part = _attempt(project, lo, hi)
         if part is not None:
-            out[order[lo:hi]] = part.to(dtype=_float32(), device="cpu").numpy()
+            keep(lo, hi, part)
             lo = hi
             continue
         if hi - lo == 1:

@@ -14,7 +14,7 @@ from typing import Any
 from skclip._backbones._cards import Recipe, get_recipe
 from skclip._backbones._device import resolve_device, resolve_precision
 from skclip._backbones._execution import Backbone
-from skclip._backbones._hub import BackboneError, hub_file
+from skclip._backbones._hub import BackboneError, cached_file, hub_file
 
 # A backbone is 0.3 to 10 GB: the cache holds as many as one comparison of two models needs.
 MAX_BACKBONES = 2
@@ -38,7 +38,7 @@ _loading: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
 _digests: dict[tuple[str, int, int], str] = {}
 
 
-def load_backbone(model: str, *, device: str = "auto", precision: str = "auto") -> Backbone:
+def load_backbone(model: str, *, device: str = "auto", precision: str = "auto", compile: bool = False) -> Backbone:
     """A model with its weights on a device, from the cache of this process where it is there.
 
     The cache holds the two backbones used last. Threads that ask for one model load it once.
@@ -49,7 +49,11 @@ def load_backbone(model: str, *, device: str = "auto", precision: str = "auto") 
         See `get_card`.
     device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
     precision : {"auto", "float32", "bf16", "fp16"}, default="auto"
-        "auto" is float32 on CPUs and fp16 on accelerators.
+        "auto" is float32 on CPUs and fp16 on accelerators. On a CPU without instructions for it, half precision
+        is up to a hundred times slower than float32.
+    compile : bool, default=False
+        Run the picture tower through `torch.compile`: a minute at the first call, then faster on CUDA. Batches
+        have one size then, which "auto" does not search for.
 
     Returns
     -------
@@ -61,13 +65,20 @@ def load_backbone(model: str, *, device: str = "auto", precision: str = "auto") 
         Unknown model, absent device, unknown precision.
     BackboneError
         The weights cannot be fetched, are damaged, or do not fit the architecture.
+
+    Warns
+    -----
+    SlowPrecisionWarning
+        Half precision on a CPU that has no instructions for it; once per process.
+    CompileWarning
+        The tower cannot be compiled and runs uncompiled; at the first call.
     """
     recipe = get_recipe(model)
     target = resolve_device(device)
     kind = resolve_precision(precision, target)
     path = _weights_path(recipe)
     digest = file_digest(path, recipe.card.name)
-    key = (recipe.card, digest, str(target), kind)
+    key = (recipe.card, digest, str(target), kind, bool(compile))
     found = _cached(key)
     if found is not None:
         return found
@@ -84,6 +95,7 @@ def load_backbone(model: str, *, device: str = "auto", precision: str = "auto") 
                 make_tokenizer=make_tokenizer,
                 device=target,
                 precision=kind,
+                compile=compile,
             )
             _remember(key, found)
         return found
@@ -122,6 +134,18 @@ def weights_digest(model: str) -> str:
     """
     recipe = get_recipe(model)
     return file_digest(_weights_path(recipe), recipe.card.name)
+
+
+def find_weights(model: str) -> Path | None:
+    """The weights file of a model if it is on this machine, else None; nothing is fetched but what `get_card` needs.
+
+    Raises
+    ------
+    BackboneError
+        A folder without weights.
+    """
+    recipe = get_recipe(model)
+    return cached_file(recipe.source, _hub_names(recipe)) if recipe.kind == "hub" else _weights_path(recipe)
 
 
 def _cached(key: Hashable) -> Backbone | None:
@@ -178,11 +202,16 @@ def _weights_path(recipe: Recipe) -> Path:
         return tiny_weights_path(recipe.source)
     if recipe.kind == "folder":
         return _folder_weights(Path(recipe.source), recipe.card.name)
+    return hub_file(recipe.source, _hub_names(recipe))
+
+
+def _hub_names(recipe: Recipe) -> list[str]:
+    """What the weights of a hub repository may be called, best first."""
     from open_clip.constants import HF_WEIGHTS_NAME
     from open_clip.pretrained import _get_safe_alternatives
 
     filename = recipe.filename or HF_WEIGHTS_NAME
-    return hub_file(recipe.source, [*_get_safe_alternatives(filename), filename])
+    return [*_get_safe_alternatives(filename), filename]
 
 
 def _folder_weights(folder: Path, name: str) -> Path:

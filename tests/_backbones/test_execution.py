@@ -34,7 +34,13 @@ def test_equals_open_clip(models, kind):
     assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_pixels_are_those_of_totensor_and_normalize_bit_for_bit(models, monkeypatch):
+@pytest.fixture
+def one_lane(monkeypatch):
+    """Forward passes one after the other, whatever the number of cores."""
+    monkeypatch.setattr(execution, "n_lanes", lambda: 1)
+
+
+def test_pixels_are_those_of_totensor_and_normalize_bit_for_bit(models, monkeypatch, one_lane):
     backbone = load_backbone(models("vit"), device="cpu")
     every_value = np.arange(256, dtype=np.uint8).repeat(12).reshape(1, 32, 32, 3)
     seen = []
@@ -198,9 +204,9 @@ def test_other_errors_pass():
         run_batched(device, np.arange(9), np.empty((9, 1), np.float32), rows_at=lambda lo: 256)
 
 
-def test_auto_remembers_what_fits(models, monkeypatch):
+def test_auto_remembers_what_fits(models, monkeypatch, one_lane):
+    monkeypatch.setitem(execution._PICTURES, "cpu", (8, 8, 8))
     backbone = load_backbone(models("vit"), device="cpu")
-    monkeypatch.setitem(execution._AUTO_PICTURES, "cpu", 8)
     encode, sizes = backbone.module.encode_image, []
 
     def small(x, normalize):
@@ -212,10 +218,12 @@ def test_auto_remembers_what_fits(models, monkeypatch):
     monkeypatch.setattr(backbone.module, "encode_image", small)
     X = pictures(6)
     first = backbone.encode_images(X)
-    assert sizes == [6, 4, 2, 2, 2]
+    assert sizes == [6, 3, 3]
+    assert backbone.picture_batch_size == 3
     sizes.clear()
     assert_array_equal(backbone.encode_images(X), first)
-    assert sizes == [2, 2, 2]
-    sizes.clear()
-    backbone.encode_images(X, batch_size=3)
     assert sizes == [3, 3]
+    sizes.clear()
+    backbone.encode_images(X, batch_size=2)
+    assert sizes == [2, 2, 2]
+    assert backbone.picture_batch_size == 3
