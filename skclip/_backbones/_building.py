@@ -82,15 +82,30 @@ def count_image_gflops(model_cfg: dict[str, Any], image_size: tuple[int, int]) -
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from skclip._backbones._tiny import build_tiny
-
-    stem = model_cfg.pop("stem", None)
     try:
-        with torch.device("meta"):
-            module = build_tiny({"model_cfg": model_cfg, "stem": stem}) if stem else build_module(model_cfg)
-            # Gradients stay on: without them attention takes a fused path that the counter cannot see.
-            with FlopCounterMode(display=False) as counter:
-                module.eval().visual(torch.empty(1, 3, *image_size))  # type: ignore[operator]
+        module = _shapes_alone(model_cfg)
+        # Gradients stay on: without them attention takes a fused path that the counter cannot see.
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            module.eval().visual(torch.empty(1, 3, *image_size))  # type: ignore[operator]
     except (RuntimeError, NotImplementedError):
         return None
     return counter.get_total_flops() / 1e9
+
+
+def count_parameters(model_cfg: dict[str, Any]) -> int | None:
+    """Trained numbers of both towers, counted on shapes alone; None if a tower resists."""
+    try:
+        return sum(parameter.numel() for parameter in _shapes_alone(model_cfg).parameters())
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def _shapes_alone(model_cfg: dict[str, Any]) -> torch.nn.Module:
+    """A model without numbers."""
+    import torch
+
+    from skclip._backbones._tiny import build_tiny
+
+    stem = model_cfg.pop("stem", None)
+    with torch.device("meta"):
+        return build_tiny({"model_cfg": model_cfg, "stem": stem}) if stem else build_module(model_cfg)

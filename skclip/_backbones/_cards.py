@@ -104,6 +104,13 @@ class BackboneCard:
 
         return count_image_gflops(json.loads(self.config), self.image_size)
 
+    @cached_property
+    def n_parameters(self) -> int | None:
+        """Trained numbers of both towers, counted as `gflops_image` is; None if not countable."""
+        from skclip._backbones._building import count_parameters
+
+        return count_parameters(json.loads(self.config))
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -25,6 +25,19 @@ def hub_file(repo: str, filenames: Sequence[str], *, offline: str = _OFFLINE) ->
         Nothing is cached and the hub is switched off, unreachable (found out within seconds), or has
         no such repository or file.
     """
+    cached = cached_file(repo, filenames)
+    if cached is not None:
+        return cached
+    trouble = _hub_trouble()
+    if trouble:
+        raise BackboneError(
+            f"{filenames[0]} of {repo} is not in the local cache and {trouble}. {_advice(repo, offline)}"
+        )
+    return _download(repo, filenames, offline)
+
+
+def cached_file(repo: str, filenames: Sequence[str]) -> Path | None:
+    """Path of the first of `filenames` that the local cache has of a hub repository; the hub is not asked."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -35,12 +48,7 @@ def hub_file(repo: str, filenames: Sequence[str], *, offline: str = _OFFLINE) ->
                 return Path(cached)
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is not the name of a hub repository: {error}") from None
-    trouble = _hub_trouble()
-    if trouble:
-        raise BackboneError(
-            f"{filenames[0]} of {repo} is not in the local cache and {trouble}. {_advice(repo, offline)}"
-        )
-    return _download(repo, filenames, offline)
+    return None
 
 
 def _download(repo: str, filenames: Sequence[str], offline: str) -> Path:
