@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from skclip._media._remote import FetchError, MissingPicture, RemotePicture, fetch
 from skclip._media._shared import SharedPicture
 from skclip._media._sources import Picture
 
@@ -65,15 +66,22 @@ def unknown_file(item: Picture) -> Path | None:
 
 
 def load_item(item: Picture) -> Any:
-    """Read a path into the file's bytes, once; any other picture is returned as it is.
+    """Read a path or URL into the file's bytes, once; any other picture is returned as it is.
 
     What it returns is understood by both `content_key` and `read_picture`.
 
     Raises
     ------
     PictureError
-        The path does not lead to a readable, non-empty regular file of a picture's size.
+        The path does not lead to a readable, non-empty regular file of a picture's size, or the URL to a file.
     """
+    if isinstance(item, RemotePicture):
+        try:
+            return fetch(item.url)
+        except FetchError as error:
+            raise PictureError(str(error)) from error
+    if isinstance(item, MissingPicture):
+        raise PictureError(item.reason)
     if not isinstance(item, (str, os.PathLike)):
         return item
     try:

@@ -10,17 +10,39 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from skclip._media._remote import MissingPicture, RemotePicture
 from skclip._media._shared import SharedPicture
 
 Picture: TypeAlias = (
-    str | os.PathLike[str] | Image.Image | bytes | bytearray | memoryview | NDArray[np.uint8] | SharedPicture
+    str
+    | os.PathLike[str]
+    | Image.Image
+    | bytes
+    | bytearray
+    | memoryview
+    | NDArray[np.uint8]
+    | RemotePicture
+    | MissingPicture
+    | SharedPicture
 )
-"""One picture: a path, an opened or drawn PIL image, an encoded file's bytes, uint8 pixels, or one of these shared."""
+"""One picture: a path, an opened or drawn PIL image, an encoded file's bytes, uint8 pixels, a URL, or one of these
+shared; or one that is known to be missing."""
 
-PICTURE_TYPES = (str, os.PathLike, Image.Image, bytes, bytearray, memoryview, np.ndarray, SharedPicture)
+PICTURE_TYPES = (
+    str,
+    os.PathLike,
+    Image.Image,
+    bytes,
+    bytearray,
+    memoryview,
+    np.ndarray,
+    RemotePicture,
+    MissingPicture,
+    SharedPicture,
+)
 CHANNELS = (1, 3, 4)
 
-_WANTED = (
+WANTED = (
     "a picture is a path (str or Path), a PIL image, an encoded file's bytes or a uint8 array of shape "
     "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
 )
@@ -55,13 +77,13 @@ def check_images(X: Any) -> Sequence[Picture]:
     if len(pictures) == 0:
         raise ValueError(_EMPTY)
     if isinstance(pictures, np.ndarray):
-        _check_pixels(pictures[0], "X")
+        check_pixels(pictures[0], "X")
         return cast("Sequence[Picture]", pictures)
     for position, item in enumerate(pictures):
         if not isinstance(item, PICTURE_TYPES):
-            raise TypeError(f"X[{position}] is {_a(item)}; {_WANTED}.")
+            raise TypeError(f"X[{position}] is {with_article(item)}; {WANTED}.")
         if isinstance(item, np.ndarray):
-            _check_pixels(item, f"X[{position}]")
+            check_pixels(item, f"X[{position}]")
     return pictures
 
 
@@ -73,7 +95,7 @@ def are_pictures(X: Any) -> bool:
     """
     if isinstance(X, PICTURE_TYPES) and not isinstance(X, np.ndarray):
         return True
-    if _table_kind(X):
+    if table_kind(X):
         X = np.asarray(X)
     if isinstance(X, np.ndarray):
         if X.dtype.kind not in "OSUT":
@@ -97,18 +119,20 @@ def describe(item: Any) -> str:
         return f"{memoryview(item).nbytes} encoded bytes"
     if isinstance(item, np.ndarray):
         return f"{item.dtype} array of shape {item.shape}"
+    if isinstance(item, RemotePicture):
+        return repr(item.url)
     if isinstance(item, SharedPicture):
         return describe(item.source)
-    return _a(item)
+    return with_article(item)
 
 
 def _as_sequence(X: Any) -> Any:
     """`X` as a list, another sequence, or a (n, H, W, C) array."""
-    if isinstance(X, (str, os.PathLike, Image.Image, bytes, bytearray, memoryview, SharedPicture)):
+    if isinstance(X, PICTURE_TYPES) and not isinstance(X, np.ndarray):
         raise TypeError(f"X is a single picture ({describe(X)}); pass a list of pictures: [X].")
     if isinstance(X, np.ndarray):
         return _from_array(X)
-    table = _table_kind(X)
+    table = table_kind(X)
     if table == "DataFrame":
         if X.shape[1] != 1:
             raise ValueError(f"X is a DataFrame of {X.shape[1]} columns; select the one that holds the pictures.")
@@ -118,7 +142,8 @@ def _as_sequence(X: Any) -> Any:
     if isinstance(X, Sequence):
         return X
     hint = " Collect it first: list(X)." if hasattr(X, "__iter__") else ""
-    raise TypeError(f"X is {_a(X)}; expected a list, array, Series or one-column DataFrame of pictures.{hint}")
+    expected = "a list, array, Series or one-column DataFrame of pictures"
+    raise TypeError(f"X is {with_article(X)}; expected {expected}.{hint}")
 
 
 def _from_array(X: NDArray) -> Any:
@@ -154,7 +179,7 @@ def _check_dtype(pixels: NDArray, name: str) -> None:
     raise ValueError(f"{name} holds {pixels.dtype} pixels; uint8 is expected. {hint}")
 
 
-def _check_pixels(pixels: NDArray, name: str) -> None:
+def check_pixels(pixels: NDArray, name: str) -> None:
     _check_dtype(pixels, name)
     shape = pixels.shape
     if len(shape) == 2 or (len(shape) == 3 and shape[2] in CHANNELS):
@@ -167,7 +192,7 @@ def _check_pixels(pixels: NDArray, name: str) -> None:
     raise ValueError(f"{name} has picture shape {shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).{hint}")
 
 
-def _table_kind(X: Any) -> str:
+def table_kind(X: Any) -> str:
     """'Series', 'DataFrame' or ''; pandas and polars are recognised without importing them."""
     for base in type(X).__mro__:
         library = base.__module__.partition(".")[0]
@@ -176,7 +201,7 @@ def _table_kind(X: Any) -> str:
     return ""
 
 
-def _a(item: Any) -> str:
+def with_article(item: Any) -> str:
     if item is None:
         return "None"
     name = type(item).__name__
