@@ -27,7 +27,7 @@ from skclip._backbones._foreign import (
     weights_file_digest,
 )
 from skclip._backbones._hub import BackboneError
-from skclip._backbones._loading import clear_backbones, load_backbone, weights_digest
+from skclip._backbones._loading import clear_backbones, find_weights, load_backbone, weights_digest
 from skclip._backbones._text import TruncatedTextWarning
 from skclip._backbones._tiny import UnknownWordWarning
 from skclip._backbones._towers import grid_shape
@@ -45,6 +45,7 @@ __all__ = [
     "cached_network",
     "clear_backbones",
     "device_of_fitted",
+    "find_weights",
     "get_card",
     "grid_shape",
     "head_names",
