@@ -11,7 +11,8 @@ from numpy.random import Philox
 from numpy.typing import NDArray
 from PIL import Image
 
-from skclip._media._transform import RESAMPLING
+from skclip._media._reading import SizedPicture
+from skclip._media._transform import RESAMPLING, pixels_of, reduction_to, resize_part
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
@@ -51,16 +52,45 @@ def augment(
     -------
     pixels : uint8 ndarray of shape (height, width, 3), maybe read-only
     """
-    if view < 1:
-        raise ValueError(f"view={view} must be at least 1; view 0 is the picture without augmentation.")
-    draws = _draws(seed, key, view)
-    mirrored = next(draws) < 0.5
-    box = _crop_box(picture.width, picture.height, draws, scale)
+    box, mirrored = _region(picture.size, seed, key, view, scale)
     height, width = size
     region = picture.crop(box)
     if region.size != (width, height):
         region = region.resize((width, height), RESAMPLING[interpolation])
-    pixels = np.asarray(region if region.mode == "RGB" else region.convert("RGB"))
+    return _facing(pixels_of(region), mirrored)
+
+
+def augment_reduced(
+    picture: SizedPicture,
+    *,
+    seed: int,
+    key: bytes,
+    view: int,
+    size: tuple[int, int],
+    interpolation: str = "bicubic",
+    scale: tuple[float, float] = (0.5, 1.0),
+) -> NDArray[np.uint8]:
+    """As `augment`, from a picture that need not be decoded in its full size: the same regions, other pixels."""
+    box, mirrored = _region(picture.size, seed, key, view, scale)
+    height, width = size
+    small, reduction = picture.at(reduction_to(min((box[3] - box[1]) / height, (box[2] - box[0]) / width)))
+    left, top, right, bottom = (side / reduction for side in box)
+    region = resize_part(small, (left, top, right, bottom), size, RESAMPLING[interpolation])
+    return _facing(pixels_of(region), mirrored)
+
+
+def _region(
+    source: tuple[int, int], seed: int, key: bytes, view: int, scale: tuple[float, float]
+) -> tuple[tuple[int, int, int, int], bool]:
+    """(left, top, right, bottom) of what a view shows of a picture of size (width, height), and if it is mirrored."""
+    if view < 1:
+        raise ValueError(f"view={view} must be at least 1; view 0 is the picture without augmentation.")
+    draws = _draws(seed, key, view)
+    mirrored = next(draws) < 0.5
+    return _crop_box(*source, draws, scale), mirrored
+
+
+def _facing(pixels: NDArray[np.uint8], mirrored: bool) -> NDArray[np.uint8]:
     return pixels[:, ::-1] if mirrored else pixels
 
 

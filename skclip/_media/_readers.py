@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from skclip._media._augment import augment
-from skclip._media._reading import PictureError, content_key, load_item, read_picture
+from skclip._media._augment import augment, augment_reduced
+from skclip._media._reading import PictureError, SizedPicture, content_key, load_item, read_picture
 from skclip._media._transform import PictureTransform
 
 _MOST_WORKERS = 8
@@ -161,12 +161,24 @@ def _load_and_key(item: Any) -> tuple[Any, bytes | PictureError]:
 
 
 def _write(wanted: Wanted, transform: PictureTransform, seed: int, out: NDArray[np.uint8]) -> None:
+    for row, pixels in _pixels(wanted, transform, seed):
+        out[row] = pixels
+
+
+def _pixels(wanted: Wanted, transform: PictureTransform, seed: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Slots' rows and pixels. The picture is decoded once; under "fast", once for each size that its views need."""
     if not wanted.slots:
         return
-    picture = read_picture(wanted.data)
+    plain: Callable[[Any], NDArray[np.uint8]]
+    random: Callable[..., NDArray[np.uint8]]
+    picture: Any
+    if transform.decode == "fast":
+        picture, plain, random = SizedPicture(wanted.data), transform.reduced, augment_reduced
+    else:
+        picture, plain, random = read_picture(wanted.data), transform, augment
+    size, interpolation = transform.size, transform.interpolation
     for row, view in wanted.slots:
         if view == 0:
-            out[row] = transform(picture)
+            yield row, plain(picture)
         else:
-            size, interpolation = transform.size, transform.interpolation
-            out[row] = augment(picture, seed=seed, key=wanted.key, view=view, size=size, interpolation=interpolation)
+            yield row, random(picture, seed=seed, key=wanted.key, view=view, size=size, interpolation=interpolation)

@@ -13,7 +13,8 @@ The rules, for files, encoded bytes, arrays and PIL images alike:
 - Of an animation or a multi-page file the first frame counts; of an opened PIL image the frame it stands at.
 - Vector drawings are refused. So is a file of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (about 89
   million unless the user changed it; None lifts the limit), before it is decoded.
-- Files are decoded at full size. A truncated file is an error unless the user told Pillow otherwise.
+- Files are decoded at full size, unless the reader asks for less (`SizedPicture`). A truncated file is an error
+  unless the user told Pillow otherwise.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from skclip._media._remote import FetchError, MissingPicture, RemotePicture, fetch
 from skclip._media._shared import SharedPicture
@@ -43,9 +45,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 _OPACITY_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _COLOUR_MODES = ("P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_ENCODED = (bytes, bytearray, memoryview)
 # Opening one of these is harmless, decoding it would start an interpreter of drawings.
 _VECTOR_FORMATS = ("EPS", "WMF", "EMF")
 _MAX_BYTES_PER_PIXEL = 16
@@ -140,6 +144,68 @@ def read_picture(item: Picture) -> Image.Image:
     return _upright_rgb(_decode(loaded))
 
 
+class SizedPicture:
+    """A picture whose size is known before it is decoded, so that a JPEG can be decoded smaller.
+
+    Parameters
+    ----------
+    item : Picture, as for `read_picture`
+
+    Attributes
+    ----------
+    size : (int, int)
+        Width and height of the upright picture, before it is made smaller.
+
+    Raises
+    ------
+    PictureError
+        Under the rules of this module, which hold for the whole picture; in `at` as well.
+    """
+
+    def __init__(self, item: Picture) -> None:
+        self._item = item
+        self._made: dict[int, Image.Image] = {}
+        self._opened: Image.Image | None = None
+        data = _data_of(item) if isinstance(item, SharedPicture) else load_item(item)
+        self._jpeg: Any = None
+        if isinstance(data, _ENCODED):
+            self._opened = opened = _open(data)
+            self._jpeg = data if isinstance(opened, JpegImageFile) else None
+            self.size = opened.size[::-1] if _orientation(opened) in _SIDEWAYS else opened.size
+        else:
+            self.size = self._whole().size
+
+    def at(self, reduction: int) -> tuple[Image.Image, int]:
+        """The picture with sides of 1/1, 1/2, 1/4 or 1/8, rounded up, and by how much they were divided.
+
+        1, whatever was asked for, unless it is a JPEG file, which gives the smaller picture without making the whole.
+        """
+        if self._jpeg is None:
+            reduction = 1
+        if reduction not in self._made:
+            self._made[reduction] = self._whole() if reduction == 1 else self._reduced(reduction)
+        return self._made[reduction], reduction
+
+    def _whole(self) -> Image.Image:
+        if isinstance(self._item, SharedPicture) or self._opened is None:
+            return read_picture(self._item)
+        return self._decode(1)
+
+    def _reduced(self, reduction: int) -> Image.Image:
+        if isinstance(self._item, SharedPicture):
+            return self._item.once(f"picture at 1/{reduction}", lambda: self._decode(reduction))
+        return self._decode(reduction)
+
+    def _decode(self, reduction: int) -> Image.Image:
+        image, self._opened = self._opened, None
+        if image is None:  # it was decoded in another size before
+            image = _open(self._jpeg)
+        if reduction > 1:
+            image.draft(None, (image.width // reduction, image.height // reduction))
+        _load(image)
+        return _upright_rgb(image)
+
+
 def content_key(item: Picture) -> bytes:
     """16 bytes that name a picture's content: a BLAKE2b hash of the encoded file, or of the pixels.
 
@@ -154,7 +220,7 @@ def content_key(item: Picture) -> bytes:
     if isinstance(item, SharedPicture):
         return item.once("key", lambda: content_key(_data_of(item)))
     loaded = load_item(item)
-    if isinstance(loaded, (bytes, bytearray, memoryview)):
+    if isinstance(loaded, _ENCODED):
         return hashlib.blake2b(loaded, digest_size=16, person=b"encoded").digest()
     pixels: Any
     if isinstance(loaded, np.ndarray) and loaded.shape[2:] != (4,):
@@ -180,6 +246,13 @@ def _from_pixels(pixels: np.ndarray) -> Image.Image:
 
 
 def _decode(data: bytes | bytearray | memoryview) -> Image.Image:
+    image = _open(data)
+    _load(image)
+    return image
+
+
+def _open(data: bytes | bytearray | memoryview) -> Image.Image:
+    """Look at the header of an encoded picture; nothing is decoded yet."""
     if memoryview(data).nbytes == 0:
         raise PictureError("is empty (0 bytes)")
     try:
@@ -196,7 +269,6 @@ def _decode(data: bytes | bytearray | memoryview) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise PictureError(f"has {image.width} x {image.height} pixels, {_LIMIT_HINT}")
-    _load(image)
     return image
 
 

@@ -93,7 +93,7 @@ class SharedPicture:
 
     def held_bytes(self) -> int:
         """Memory that `release` would give back, about."""
-        return sum(_size(self._kept[what]) for what in ("data", "picture") if what in self._kept)
+        return sum(_size(made) for what, made in self._kept.items() if what != "key")
 
 
 def held_chunks(pictures: Sequence[SharedPicture]) -> Iterator[tuple[int, Sequence[SharedPicture]]]:

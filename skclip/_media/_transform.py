@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from skclip._media._reading import SizedPicture
+
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
 DECODE_MODES = ("exact", "fast")
@@ -16,6 +18,11 @@ DECODE_MODES = ("exact", "fast")
 _RULES = 1
 # A strip resized by its short side can grow to any size, although a crop is all that remains of it.
 _MAX_RESIZED_PIXELS = 2**26
+
+# Of "fast", chosen by the features' cosine (`tests/benchmarks/test_reading.py`): a JPEG is decoded smaller as long as
+# its sides stay this many times those of the result, and pixels are averaged to twice those before they are resized.
+_MARGIN = 1.5
+_GAP = 2.0
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,16 @@ class PictureTransform:
         both sides are fitted, whatever becomes of the proportions.
     fill_color : int, default=0
         Grey value of the border, for "longest".
+    decode : {"exact", "fast"}, default="exact"
+        "fast" decodes a JPEG in a half, a quarter or an eighth of its size where 1.5 times the resized size is left,
+        resizes only the part that is kept, and averages pixels before it resizes to less than a quarter.
 
     Notes
     -----
     The pixels are open_clip's own, bit for bit, for pictures of mode "RGB" and "L". One exception: where
     fitting the short side would make more than 67 million pixels (side ratios above 1300 for a size of 224),
-    only the part that is kept is resized, equal up to rounding.
+    only the part that is kept is resized, equal up to rounding. The pixels of "fast" are others; geometry, orientation,
+    colours, limits and reasons for refusal are the same.
     """
 
     size: tuple[int, int]
@@ -56,15 +67,18 @@ class PictureTransform:
 
     def __call__(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Make a read-only uint8 array (height, width, 3) of a picture of mode "RGB" or "L"."""
-        resample = RESAMPLING[self.interpolation]
-        if self.resize_mode == "squash":
-            picture = _resize(picture, self.size, resample)
-        elif self.resize_mode == "longest":
-            picture = _resize(picture, _shrink(picture, max(self._ratios(picture))), resample)
-            picture = _centre(picture, self.size, self.fill_color)
-        else:
-            picture = self._shortest(picture, resample)
-        return np.asarray(picture.convert("RGB") if picture.mode != "RGB" else picture)
+        if self.decode == "fast":
+            return self._fast(picture, picture.size, 1)
+        resized, resample = self._resized(picture.size), self._filter()
+        if self.resize_mode == "shortest" and resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
+            return pixels_of(_resize_centre(picture, resized, self.size, resample))
+        return pixels_of(_centre(_resize(picture, resized, resample), self.size, self._fill()))
+
+    def reduced(self, picture: SizedPicture) -> NDArray[np.uint8]:
+        """What "fast" makes of a picture that need not be decoded in its full size."""
+        (width, height), resized = picture.size, self._resized(picture.size)
+        small, reduction = picture.at(reduction_to(min(height / resized[0], width / resized[1])))
+        return self._fast(small, picture.size, reduction)
 
     def key(self) -> str:
         """Text that differs whenever the pixels could."""
@@ -72,32 +86,64 @@ class PictureTransform:
         key = f"rules={_RULES} size={height}x{width} {self.interpolation} {self.resize_mode} fill={self.fill_color}"
         return key if self.decode == "exact" else f"{key} {self.decode}"
 
-    def _ratios(self, picture: Image.Image) -> tuple[float, float]:
-        return picture.height / self.size[0], picture.width / self.size[1]
-
-    def _shortest(self, picture: Image.Image, resample: Image.Resampling) -> Image.Image:
+    def _resized(self, source: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) to which a picture of size (width, height) is resized before it is cut or padded."""
         height, width = self.size
-        if height == width:
-            resized = _fit_short_side(picture, height)
-        else:
-            # open_clip does not hand its interpolation on here.
-            resized, resample = _shrink(picture, min(self._ratios(picture))), Image.Resampling.BICUBIC
-        if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
-            return _resize_centre(picture, resized, self.size, resample)
-        return _centre(_resize(picture, resized, resample), self.size, 0)
+        ratios = source[1] / height, source[0] / width
+        if self.resize_mode == "squash":
+            return self.size
+        if self.resize_mode == "longest":
+            return _shrink(source, max(ratios))
+        return _fit_short_side(source, height) if height == width else _shrink(source, min(ratios))
+
+    def _filter(self) -> Image.Resampling:
+        if self.resize_mode == "shortest" and self.size[0] != self.size[1]:
+            return Image.Resampling.BICUBIC  # open_clip does not hand its interpolation on here
+        return RESAMPLING[self.interpolation]
+
+    def _fill(self) -> int:
+        return self.fill_color if self.resize_mode == "longest" else 0
+
+    def _fast(self, picture: Image.Image, source: tuple[int, int], reduction: int) -> NDArray[np.uint8]:
+        """Pixels of a picture whose sides `source` were divided by `reduction`."""
+        resized = self._resized(source)
+        top, bottom, kept_height = _kept_part(source[1] / reduction, resized[0], self.size[0])
+        left, right, kept_width = _kept_part(source[0] / reduction, resized[1], self.size[1])
+        part = resize_part(picture, (left, top, right, bottom), (kept_height, kept_width), self._filter())
+        return pixels_of(_centre(part, self.size, self._fill()))
 
 
-def _fit_short_side(picture: Image.Image, side: int) -> tuple[int, int]:
+def reduction_to(ratio: float) -> int:
+    """By how much the sides of a JPEG may be divided as it is decoded, if they are then divided by `ratio` in all."""
+    return next((reduction for reduction in (8, 4, 2) if ratio / reduction >= _MARGIN), 1)
+
+
+def resize_part(
+    picture: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    """The part of `picture` within (left, top, right, bottom), resized to (height, width) and nothing besides."""
+    left, top, right, bottom = box
+    box = left, top, min(right, picture.width), min(bottom, picture.height)
+    return picture.resize(size[::-1], resample, box=box, reducing_gap=_GAP)
+
+
+def pixels_of(picture: Image.Image) -> NDArray[np.uint8]:
+    """A read-only array (height, width, 3) of a picture of mode "RGB" or "L"."""
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _fit_short_side(source: tuple[int, int], side: int) -> tuple[int, int]:
     """(height, width) with the shorter at `side`, the longer cut to an integer: torchvision's ``Resize``."""
-    width, height = picture.size
+    width, height = source
     long_side = int(side * max(height, width) / min(height, width))
     return (long_side, side) if width <= height else (side, long_side)
 
 
-def _shrink(picture: Image.Image, ratio: float) -> tuple[int, int]:
-    """(height, width) divided by `ratio` and rounded: open_clip's ``ResizeKeepRatio``."""
+def _shrink(source: tuple[int, int], ratio: float) -> tuple[int, int]:
+    """(height, width) of a picture of size (width, height) divided by `ratio` and rounded: open_clip's
+    ``ResizeKeepRatio``."""
     # open_clip fails where a side rounds to nothing.
-    return max(1, round(picture.height / ratio)), max(1, round(picture.width / ratio))
+    return max(1, round(source[1] / ratio)), max(1, round(source[0] / ratio))
 
 
 def _resize(picture: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
@@ -147,3 +193,10 @@ def _kept(side: int, resized: int, kept: int) -> tuple[float, float, int, int]:
     margin = 2 * max(scale, 1.0) + 1
     first, last = max(0, int(start - margin)), min(side, int(stop + margin) + 1)
     return start - first, stop - first, first, last
+
+
+def _kept_part(side: float, resized: int, target: int) -> tuple[float, float, int]:
+    """Limits, in a side that is resized to `resized`, of what `_centre` keeps, and how many pixels that is."""
+    scale, kept = side / resized, min(resized, target)
+    start = round((resized - kept) / 2)
+    return start * scale, (start + kept) * scale, kept
