@@ -53,6 +53,10 @@ class SourceItem:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def unknown_count() -> None:
+    """The number of items of a source that has to be read through to know it."""
+
+
 class Source:
     """Pictures by name, in the same order at each iteration.
 
@@ -72,7 +76,7 @@ class Source:
         self,
         what: str,
         items: Callable[[], Iterator[SourceItem]],
-        count: Callable[[], int | None] = lambda: None,
+        count: Callable[[], int | None] = unknown_count,
         shard: Shard = (0, 1),
     ) -> None:
         self._what = what

@@ -28,6 +28,7 @@ from skclip.features._source_items import (
     picture_at,
     plain,
     reading,
+    unknown_count,
 )
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet")
@@ -49,7 +50,7 @@ PICTURE_COLUMNS = (
 # A row, and what is wrong with it if it cannot be trusted.
 Record = tuple[dict[str, Any], str | None]
 
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 64
 _BUFFER_BYTES = 2**20
 _MOST_BYTES_COUNTED = 2**28
 
@@ -88,7 +89,7 @@ def open_tables(files: Sequence[str], column: str | None, shard: Shard) -> Sourc
 def open_frame(frame: Any, column: str | None, shard: Shard) -> Source:
     """Rows of a pandas or polars DataFrame."""
     columns = [str(name) for name in frame.columns]
-    table = _Table(columns, partial(_frame_records, frame), lambda: len(frame))
+    table = _Table(columns, partial(_frame_records, frame), partial(len, frame))
     column = columns[0] if column is None and len(columns) == 1 else _picture_column(columns, column, "the DataFrame")
     what = f"DataFrame of {len(frame)} rows, column {column!r}"
     return Source(what, partial(_items, [table], column, shard), table.count, shard)
@@ -112,7 +113,7 @@ def open_dataset(dataset: Any, column: str | None, shard: Shard) -> Source:
         dataset = dataset.cast_column(column, Image(decode=False))
     heavy = [name for name, feature in features.items() if name != column and not _is_small_feature(feature)]
     dataset = dataset.remove_columns(heavy) if heavy else dataset
-    count = partial(len, dataset) if hasattr(dataset, "__len__") else lambda: None
+    count = partial(len, dataset) if hasattr(dataset, "__len__") else unknown_count
     return Source(f"{kind}, column {column!r}", partial(_dataset_items, dataset, column, shard), count, shard)
 
 
@@ -277,7 +278,7 @@ def _parquet_table(file: str) -> _Table:
     with reading(f"The table {file!r}"), opened(file) as data, parquet.ParquetFile(data) as table:
         schema, n_rows = table.schema_arrow, table.metadata.num_rows
     small = [field.name for field in schema if not _is_heavy_type(field.type)]
-    return _Table(schema.names, partial(_parquet_records, file, small), lambda: n_rows, _folder_of(file))
+    return _Table(schema.names, partial(_parquet_records, file, small), partial(int, n_rows), _folder_of(file))
 
 
 def _parquet_records(file: str, small: list[str], column: str) -> Iterator[Record]:

@@ -7,9 +7,9 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from skclip.features._source_items import (
     picture_suffixes,
     reading,
     suffix_of,
+    unknown_count,
 )
 from skclip.features._source_tables import TABLE_SUFFIXES, is_dataset, open_dataset, open_frame, open_tables
 from skclip.features._source_tars import TAR_SUFFIXES, open_tars
@@ -197,7 +198,7 @@ def _open_sequence(source: Any, shard: Shard) -> Source:
         for position, thing in enumerate(source):
             _named(thing, position)
     what = f"{type(source).__name__} of {len(source)} pictures"
-    return Source(what, partial(_sequence_items, source, shard), lambda: len(source), shard)
+    return Source(what, partial(_sequence_items, source, shard), partial(len, source), shard)
 
 
 def _sequence_items(source: Sequence[Any], shard: Shard) -> Iterator[SourceItem]:
@@ -207,7 +208,7 @@ def _sequence_items(source: Sequence[Any], shard: Shard) -> Iterator[SourceItem]
 
 def _open_iterable(source: Iterable[Any], shard: Shard) -> Source:
     kind = type(source).__name__
-    count = partial(len, source) if hasattr(source, "__len__") else lambda: None  # type: ignore[arg-type]
+    count = partial(len, source) if isinstance(source, Sized) else unknown_count
     if isinstance(source, Iterator):
         source = _Once(source)
     return Source(f"{kind} of pictures", partial(_iterable_items, source, shard), count, shard)
@@ -274,34 +275,36 @@ _LINE = 2**16
 
 def _lines(file: Any) -> Iterator[str]:
     """Paths of an open file, text or binary: its lines, or what stands between NUL characters if the first has one."""
-    rest = _text(file.readline(_LINE))
-    if "\0" in rest:
-        while block := _text(file.read(_LINE)):
-            *paths, rest = (rest + block).split("\0")
-            yield from filter(None, paths)
-        yield from filter(None, rest.split("\0"))
+    first = _line(file)
+    nul = b"\0" if isinstance(first, bytes) else "\0"
+    if nul in first:
+        yield from map(os.fsdecode, filter(None, _between(first, nul, file)))
         return
-    for line in _whole_lines(rest, file):
-        if "\0" in line:
+    for line in chain([first], iter(partial(_line, file), type(first)())):
+        if nul in line:
             raise SourceError(
-                f"The input holds lines first and then a NUL character, in {line[:200]!r}. Where a name may hold a "
-                "line feed, begin the input with a NUL."
+                f"The input holds lines first and then a NUL character, in {os.fsdecode(line[:200])!r}. Where a name "
+                "may hold a line feed, begin the input with a NUL."
             )
-        if line:
-            yield line
+        if path := os.fsdecode(line).removesuffix("\n").removesuffix("\r"):
+            yield path
 
 
-def _whole_lines(first: str, file: Any) -> Iterator[str]:
-    while first:
-        if not first.endswith("\n") and (more := _text(file.readline(_LINE))):
-            first += more
-            continue
-        yield first.removesuffix("\n").removesuffix("\r")
-        first = _text(file.readline(_LINE))
+def _line(file: Any) -> Any:
+    """The next line, with its end, of at most what is needed to see a NUL character in it."""
+    line = file.readline(_LINE)
+    end, nul = (b"\n", b"\0") if isinstance(line, bytes) else ("\n", "\0")
+    while not line.endswith(end) and nul not in line and (more := file.readline(_LINE)):
+        line += more
+    return line
 
 
-def _text(data: str | bytes) -> str:
-    return os.fsdecode(data) if isinstance(data, bytes) else data
+def _between(rest: Any, nul: Any, file: Any) -> Iterator[Any]:
+    read = getattr(file, "read1", file.read)  # what is there, without waiting for more
+    while block := read(_LINE):
+        *paths, rest = (rest + block).split(nul)
+        yield from paths
+    yield from rest.split(nul)
 
 
 def _braces(pattern: str) -> list[str]:
