@@ -133,6 +133,8 @@ def failure_line(row: int, name: str, reason: str) -> str:
 
 def renamed(extra: Mapping[str, Any]) -> dict[str, Any]:
     """Further columns under names that are not taken."""
+    if RESERVED.isdisjoint(extra) and all(isinstance(key, str) for key in extra):
+        return dict(extra)
     columns = {}
     for key, value in extra.items():
         column = str(key)
@@ -147,7 +149,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield json.loads(line)
+                yield _DECODER.decode(line.decode())
             except ValueError as error:
                 raise OutputError(f"{str(path)!r} is damaged in line {number}: {error}.") from error
 
@@ -158,6 +160,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__}, which JSON does not know")
 
 
+_DECODER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False, default=_plain)
 
 

@@ -333,29 +333,35 @@ def _in_order(shards: list[Extraction]) -> list[Extraction]:
     numbered: dict[int, Extraction] = {}
     first = shards[0]
     for shard in shards:
-        number = shard.settings.get("shard")
-        if not isinstance(number, list):
-            raise OutputError(f"{str(shard.folder)!r} is no shard: it was extracted without shard=(i, n).")
-        twin = numbered.setdefault(number[0], shard)
+        number = _shard(shard)[0]
+        twin = numbered.setdefault(number, shard)
         if twin is not shard:
-            raise OutputError(f"{str(twin.folder)!r} and {str(shard.folder)!r} are both shard {number[0]}.")
+            raise OutputError(f"{str(twin.folder)!r} and {str(shard.folder)!r} are both shard {number}.")
         unequal = [f"{name} is {was!r} and {now!r}" for name, was, now in differences(_common(first), _common(shard))]
         if unequal:
             raise OutputError(
                 f"{str(first.folder)!r} and {str(shard.folder)!r} are no shards of one extraction: "
                 f"{'; '.join(unequal[:5])}."
             )
-    n = first.settings["shard"][1]
+    n = _shard(first)[1]
     missing = [str(i) for i in range(n) if i not in numbered]
     if missing:
         raise OutputError(f"Of {n} shards {len(missing)} are not given: {', '.join(missing[:10])}.")
     return [numbered[i] for i in range(n)]
 
 
+def _shard(shard: Extraction) -> tuple[int, int]:
+    """(i, n) from "i/n"."""
+    if not shard.settings.get("shard"):
+        raise OutputError(f"{str(shard.folder)!r} is no shard: it was extracted with shard=None.")
+    i, n = shard.settings["shard"].split("/")
+    return int(i), int(n)
+
+
 def _common(shard: Extraction) -> dict[str, Any]:
     """What the shards of one extraction agree in."""
     own = {key: value for key, value in shard.settings.items() if key not in ("shard", TAKEN_OVER)}
-    return {**own, "n_columns": shard.n_columns, "number of shards": shard.settings["shard"][1]}
+    return {**own, "n_columns": shard.n_columns, "number of shards": _shard(shard)[1]}
 
 
 def _check_lengths(shards: list[Extraction]) -> None:
@@ -365,5 +371,5 @@ def _check_lengths(shards: list[Extraction]) -> None:
         if shard.n_rows != expected:
             raise OutputError(
                 f"{str(shard.folder)!r}, shard {i} of {n}, has {shard.n_rows} rows; of {total} items it would have "
-                f"{expected}. Its source was another."
+                f"{expected}. The shards are not of one source."
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,11 @@ def write_part(folder: Path, *, number: int, features: Path, manifest: Path, n_r
     """Turn rows and the lines of their manifest into one complete file; the same rows give the same bytes."""
     pa = import_pyarrow()
     path = folder / part_name(number)
-    schema = _schema(manifest, n_columns) if number == 0 else pa.parquet.read_schema(folder / part_name(0))
+    if number == 0:
+        schema = _schema(manifest, n_columns)
+    else:
+        with _opened(folder / part_name(0)) as first:
+            schema = first.schema_arrow
     temporary = path.with_name(path.name + ".tmp")
     fixed = ("name", "error")
     options = {
@@ -81,35 +86,41 @@ def group_rows(n_columns: int) -> int:
 
 def read_names(path: Path) -> Iterator[str]:
     """The names in one file."""
-    for batch in _batches(path, ["name"]):
-        yield from batch.column("name").to_pylist()
+    for names in _batches(path, "name"):
+        yield from names.to_pylist()
 
 
 def read_features(path: Path) -> Iterator[NDArray[np.float32]]:
     """The rows of one file in blocks."""
-    for batch in _batches(path, ["features"]):
-        features = batch.column("features")
+    for features in _batches(path, "features"):
         yield features.flatten().to_numpy().reshape(len(features), -1)
 
 
 def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
     """Every row of one file without its number and its features, further columns as they were given."""
-    schema = import_pyarrow().parquet.read_schema(path)
-    columns = [name for name in schema.names if name != "features"]
-    encoded = [name for name in columns if name == "extra" or schema.field(name).metadata == _JSON_TEXT]
-    for batch in _batches(path, columns):
-        for line in batch.to_pylist():
-            line |= {name: json.loads(line[name]) for name in encoded if line[name] is not None}
-            error, extra = line.pop("error"), line.pop("extra")
-            yield {**line, **(extra or {}), **({} if error is None else {"error": error})}
+    with _opened(path) as file:
+        schema = file.schema_arrow
+        columns = [name for name in schema.names if name != "features"]
+        encoded = [name for name in columns if name == "extra" or schema.field(name).metadata == _JSON_TEXT]
+        for batch in file.iter_batches(_BATCH, columns=columns, use_threads=False):
+            for line in batch.to_pylist():
+                line |= {name: json.loads(line[name]) for name in encoded if line[name] is not None}
+                error, extra = line.pop("error"), line.pop("extra")
+                yield {**line, **(extra or {}), **({} if error is None else {"error": error})}
 
 
-def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
-    pa = import_pyarrow()
+def _batches(path: Path, column: str) -> Iterator[Any]:
+    with _opened(path) as file:
+        for batch in file.iter_batches(_BATCH, columns=[column], use_threads=False):
+            yield batch.column(column)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        with pa.parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(_BATCH, columns=columns, use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
+        with import_pyarrow().parquet.ParquetFile(path) as file:
+            yield file
+    except (ValueError, OSError) as error:  # Arrow's own errors are ValueErrors
         raise OutputError(f"{str(path)!r} is damaged: {error}.") from error
 
 

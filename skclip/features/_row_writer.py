@@ -266,6 +266,16 @@ class RowWriter:
         """Flush everything to the disk, then say so in the journal."""
         self._record(self._commit, *self._data)
 
+    def settle(self, batch_size: int) -> None:
+        """Keep the batch size that "auto" has come to, for when the run is resumed.
+
+        Call it before the first `write`, so that all rows are of one batch size.
+        """
+        self._check_open()
+        self.settings[TAKEN_OVER] = batch_size
+        with explained(self.folder, "Writing into the folder"):
+            write_json(self.folder / (STATE + PART), self._state)
+
     def finish(self) -> None:
         """Make the extraction complete; of a finished one, do nothing."""
         if self.finished:
@@ -273,8 +283,9 @@ class RowWriter:
         self._check_open()
         with explained(self.folder, "Finishing the extraction in the folder"):
             if self._rows_per_file is not None and (self._commit.held or not self.n_rows):
-                self._close_part()
-            self._record(replace(self._commit, final=True), *self._data)
+                self._close_part(final=True)
+            else:
+                self._record(replace(self._commit, final=True), *self._data)
             for file in self._files:
                 file.close()
             finalize(self.folder, self._state, self._commit)
@@ -371,8 +382,8 @@ class RowWriter:
             failed=commit.failed + len(failed),
         )
 
-    def _close_part(self) -> None:
-        """Turn the rows held into a Parquet file."""
+    def _close_part(self, final: bool = False) -> None:
+        """Turn the rows held into a Parquet file; only the final one may be short."""
         assert self._rows_per_file is not None
         commit = self._commit
         parquet.write_part(
@@ -384,7 +395,7 @@ class RowWriter:
             n_columns=self._state["n_columns"],
         )
         # Killed before this record, the next run holds these rows still and writes the same file again.
-        self._record(replace(commit, held=0, manifest=0), self._data[-1])
+        self._record(replace(commit, held=0, manifest=0, final=final), self._data[-1])
         for file, size in zip(self._data, (HEADER_BYTES, 0)):
             file.truncate(size)
 
