@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from skclip._media._augment import augment
-from skclip._media._readers import PictureReader, Wanted
+from skclip._media._processes import ReaderDiedError
+from skclip._media._readers import PictureReader
 from skclip._media._reading import PictureError, content_key, load_item, read_picture, unknown_file
 from skclip._media._remote import MissingPicture, RemotePicture
 from skclip._media._shared import SharedPicture, held_chunks
 from skclip._media._sources import are_pictures, check_images, describe
 from skclip._media._stacking import stack_pictures
 from skclip._media._transform import PictureTransform
+from skclip._media._wanted import Wanted
 
 __all__ = [
     "MissingPicture",
     "PictureError",
     "PictureReader",
     "PictureTransform",
+    "ReaderDiedError",
     "RemotePicture",
     "SharedPicture",
     "Wanted",

@@ -2,67 +2,64 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Any
 
 import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from skclip._media._augment import augment, augment_reduced
-from skclip._media._reading import PictureError, SizedPicture, content_key, load_item, read_picture
+from skclip._media._processes import ProcessReader
+from skclip._media._reading import PictureError, content_key, load_item
 from skclip._media._transform import PictureTransform
+from skclip._media._wanted import Wanted, pixels_of_slots
 
+WORKERS = ("threads", "processes")
 _MOST_WORKERS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One picture to be read, and where its pixels go.
-
-    Parameters
-    ----------
-    data : Picture
-        Or what `PictureReader.load` has made of one.
-    key : bytes
-        Its `content_key`, on which its random views depend.
-    slots : tuple of (int, int)
-        Row of the block of pixels, and view: 0 is the plain picture, v >= 1 the v-th random crop and flip.
-    """
-
-    data: Any
-    key: bytes
-    slots: tuple[tuple[int, int], ...]
-
-
 class PictureReader:
-    """Read pictures with several workers; a context manager, whose workers live as long as it does.
+    """Read pictures with several workers; a context manager.
 
     Two threads may use one reader at once.
 
     Parameters
     ----------
     transform : PictureTransform
-    workers : {"threads"}, default="threads"
+    workers : {"threads", "processes"}, default="threads"
+        Who decodes and resizes what is a path or encoded bytes. Everything else is done by threads: files are read and
+        hashed, and pictures resized that are in memory already. So is all within a daemonic process, which may not
+        start others.
     n_workers : int, default=None
         None is one per core, at most 8.
     seed : int, default=0
         Of the random views.
+
+    Notes
+    -----
+    Threads and processes give the same pixels. Pillow decodes and resizes without Python's lock, so threads come near
+    to one core each. Processes have no lock in common, but take about a second to start (once: they are kept for a
+    minute after their last use) and 50 MB each. What a process cannot read is read again by a thread: here alone are
+    the formats known that a program has registered with Pillow.
     """
 
     def __init__(
         self, transform: PictureTransform, *, workers: str = "threads", n_workers: int | None = None, seed: int = 0
     ) -> None:
-        if workers != "threads":
-            raise ValueError(f"workers={workers!r} must be 'threads'.")
+        if workers not in WORKERS:
+            raise ValueError(f"workers={workers!r} must be one of {list(WORKERS)}.")
         self.transform = transform
         self.seed = seed
         self.n_workers = n_workers or min(_MOST_WORKERS, joblib.cpu_count())
-        self._threads = ThreadPoolExecutor(self.n_workers, thread_name_prefix="skclip-reader")
         self._closing = threading.Event()
+        self._threads = ThreadPoolExecutor(self.n_workers, thread_name_prefix="skclip-reader")
+        self._processes = None
+        if workers == "processes" and not multiprocessing.current_process().daemon:
+            self._processes = ProcessReader(transform, self.n_workers, seed)
 
     def __enter__(self) -> PictureReader:
         return self
@@ -71,8 +68,10 @@ class PictureReader:
         self.close()
 
     def close(self) -> None:
-        """Stop the workers; what they have not begun is not read."""
+        """Stop the workers; what they have not begun is not read, and the reads under way end in an error."""
         self._closing.set()
+        if self._processes is not None:
+            self._processes.close()
         self._threads.shutdown(cancel_futures=True)
 
     def load(self, items: Sequence[Any]) -> list[tuple[Any, bytes | PictureError]]:
@@ -93,44 +92,58 @@ class PictureReader:
         def load(i: int) -> None:
             loaded[i] = _load_and_key(items[i])
 
-        self._each(load, len(items))
+        self._each(load, range(len(items)))
         return loaded
 
     def read(self, wanted: Sequence[Wanted], out: NDArray[np.uint8]) -> list[PictureError | None]:
-        """Decode pictures, each once, and write their pixels into rows of `out`.
+        """Decode pictures, each once whatever the number of its slots, and write their pixels into rows of `out`.
+
+        Under "fast" a picture is decoded once for each size (1/1, 1/2, 1/4, 1/8) that its views need: a view does not
+        depend on what else is wanted.
 
         Parameters
         ----------
         wanted : sequence of n Wanted
         out : uint8 ndarray of shape (m, height, width, 3)
-            Rows that are nobody's slot, and those of pictures that cannot be read, are left alone.
+            Rows that are nobody's slot are left alone. What is in those of a picture that cannot be read is undefined.
 
         Returns
         -------
         errors : list of n
             None, or why the picture cannot be read.
+
+        Raises
+        ------
+        ReaderDiedError
+            A process died while it read a picture.
         """
         errors: list[PictureError | None] = [None] * len(wanted)
 
         def read(i: int) -> None:
             try:
-                _write(wanted[i], self.transform, self.seed, out)
+                for row, pixels in pixels_of_slots(wanted[i], self.transform, self.seed):
+                    out[row] = pixels
             except PictureError as error:
                 errors[i] = error
 
-        self._each(read, len(wanted))
+        here: Iterable[int] = range(len(wanted))
+        if self._processes is not None:
+            sent = [i for i in here if isinstance(wanted[i].data, (str, os.PathLike, bytes, bytearray, memoryview))]
+            unread = self._processes.read(wanted, sent, out)
+            here = sorted({*here} - {*sent} | {*unread})
+        self._each(read, here)
         return errors
 
-    def _each(self, work: Callable[[int], None], n: int) -> None:
-        """Call `work` with 0, ..., n - 1 in the threads. The first exception, or an interrupt, spares the rest."""
-        # One task per thread, which takes numbers until none is left: a task per picture costs a tenth of the time
-        # in which a picture is resized to 48 pixels.
-        numbers = iter(range(n))
+    def _each(self, work: Callable[[int], None], positions: Iterable[int]) -> None:
+        """Call `work` with each position in the threads. The first exception, or an interrupt, spares the rest."""
+        # One task per thread, which takes numbers until none is left: a task per picture costs several per cent of the
+        # time in which a picture is resized to 48 pixels, most of them waiting for Python's lock.
+        left = iter(positions)
         stop = threading.Event()
 
         def take() -> None:
             try:
-                for i in numbers:
+                for i in left:
                     if stop.is_set() or self._closing.is_set():
                         return
                     work(i)
@@ -138,7 +151,7 @@ class PictureReader:
                 stop.set()
                 raise
 
-        tasks: list[Future[None]] = [self._threads.submit(take) for _ in range(min(self.n_workers, n))]
+        tasks: list[Future[None]] = [self._threads.submit(take) for _ in range(self.n_workers)]
         try:
             for task in tasks:
                 task.result()
@@ -158,27 +171,3 @@ def _load_and_key(item: Any) -> tuple[Any, bytes | PictureError]:
         return data, content_key(data)
     except PictureError as error:
         return item, error
-
-
-def _write(wanted: Wanted, transform: PictureTransform, seed: int, out: NDArray[np.uint8]) -> None:
-    for row, pixels in _pixels(wanted, transform, seed):
-        out[row] = pixels
-
-
-def _pixels(wanted: Wanted, transform: PictureTransform, seed: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Slots' rows and pixels. The picture is decoded once; under "fast", once for each size that its views need."""
-    if not wanted.slots:
-        return
-    plain: Callable[[Any], NDArray[np.uint8]]
-    random: Callable[..., NDArray[np.uint8]]
-    picture: Any
-    if transform.decode == "fast":
-        picture, plain, random = SizedPicture(wanted.data), transform.reduced, augment_reduced
-    else:
-        picture, plain, random = read_picture(wanted.data), transform, augment
-    size, interpolation = transform.size, transform.interpolation
-    for row, view in wanted.slots:
-        if view == 0:
-            yield row, plain(picture)
-        else:
-            yield row, random(picture, seed=seed, key=wanted.key, view=view, size=size, interpolation=interpolation)
