@@ -21,8 +21,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, redirect_stdout, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn, Self, TextIO
@@ -55,10 +55,11 @@ _EXTRACT_DESCRIPTION = """\
 Encode every picture of SOURCE into the folder OUT, one row per picture, in
 order. A run that was stopped, even by kill -9, is resumed by the same command.
 
-SOURCE is a folder (read with its subfolders), a CSV or Parquet table with a
-column of paths or URLs, webdataset tar shards ("train-{000..099}.tar"), a
-URL that fsspec reads, or "-": paths or URLs on standard input, one per line.
-OUT "-" writes one JSON line per picture to standard output instead:
+SOURCE is a folder (read with its subfolders); a table (.csv, .tsv, .jsonl or
+.parquet) with a column of paths or URLs; webdataset shards
+("train-{000..099}.tar"); a URL that fsspec reads; or "-": paths or URLs on
+standard input, one per line. OUT "-" writes no folder but one JSON line per
+picture to standard output:
   {"name": "a.jpg", "features": [0.01, ...], "error": null}
 
 examples:
@@ -113,6 +114,7 @@ _FEATURE_OPTIONS = ("model", "precision", "batch_size", "workers", "n_workers", 
 _SECONDS_BETWEEN_EVENTS = 1.0
 _READ_BYTES = 1 << 16
 _ITEMS_AHEAD = 4096
+_PATIENCE = 0.05  # seconds that a block waits for the picture to come
 _POLL = 0.1  # seconds until somebody who waits notices that nothing will come
 
 
@@ -288,20 +290,22 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _extract(options: argparse.Namespace, output: _Output) -> int:
-    _check_combination(options)
+    _check_combination(options, output)
     features = _transformer(options)
     run = _extract_to_output if options.out == "-" else _extract_to_folder
     if options.source != "-":
-        return run(options.source, features, options, output)
-    with _ReadAhead(_names(b"\0" if options.null else b"\n")) as names:
-        return run(iter(names), features, options, output)
+        return run(options.source, nullcontext(), features, options, output)
+    names = _ReadAhead(_names(b"\0" if options.null else b"\n"))
+    return run(iter(names), names, features, options, output)
 
 
-def _check_combination(options: argparse.Namespace) -> None:
+def _check_combination(options: argparse.Namespace, output: _Output) -> None:
     if options.source == "-" and sys.stdin is None:
         raise UsageError("SOURCE is - but standard input is closed")
     if options.source == "-" and options.column is not None:
         raise UsageError("--column is for tables: names on standard input have no columns")
+    if options.out == "-" and output.is_closed:
+        raise UsageError("OUT is - but standard output is closed")
     if options.source != "-" and options.null:
         raise UsageError("--null is for names on standard input: SOURCE must be -")
     if options.rows_per_file is not None and options.format != "parquet":
@@ -343,25 +347,61 @@ def _devices(options: argparse.Namespace) -> list[str] | None:
     return None if not options.device or "auto" in options.device else options.device
 
 
-def _extract_to_folder(source: Any, features: Any, options: argparse.Namespace, output: _Output) -> int:
+def _extract_to_folder(
+    source: Any, waiting: AbstractContextManager, features: Any, options: argparse.Namespace, output: _Output
+) -> int:
     from skclip.features import extract
 
     tally = _Tally(output if options.json else None)
-    extraction = extract(
-        source,
-        options.out,
-        features,
-        devices=_devices(options),
-        verbose=_shows_bar(options),
-        **_given(options, ("column", "shard", "format", "rows_per_file", "on_error", "resume")),
-    )
-    tally.update(extraction.n_rows, len(extraction.failures))
-    width = extraction.features.shape[1]
+    if options.resume is not False:
+        tally.n_before, _ = _committed(_folder(options))
+    with waiting, _hearing(tally.set) if options.json else nullcontext():
+        extraction = extract(
+            source,
+            options.out,
+            features,
+            devices=_devices(options),
+            verbose=_shows_bar(options),
+            **_given(options, ("column", "shard", "format", "rows_per_file", "on_error", "resume")),
+        )
+    tally.n_rows, tally.n_unreadable = extraction.n_rows, extraction.n_failed
     if options.json:
-        tally.emit("done", columns=width, out=str(_folder(options)))
+        tally.emit("done", columns=extraction.n_columns, out=str(extraction.folder))
     elif not options.quiet:
-        output.write(tally.summary(f"of {width} in {_folder(options)}"))
+        output.write(tally.summary(f"of {extraction.n_columns} in {extraction.folder}"))
     return UNREADABLE if tally.n_unreadable else DONE
+
+
+def _committed(folder: Path) -> tuple[int, int]:
+    """Rows that an extraction has, finished or not, and how many of them are of unreadable pictures."""
+    from skclip.features._output_files import read_journal
+    from skclip.features._row_writer import find_state
+
+    done, _ = find_state(folder)
+    if done is not None:
+        return done["n_rows"], done["n_failed"]
+    commit, _ = read_journal(folder)
+    return commit.rows, commit.failed
+
+
+@contextmanager
+def _hearing(tell: Callable[[int, int], None]) -> Iterator[None]:
+    """Have the rows and unreadable pictures told that `extract` logs after each block."""
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if hasattr(record, "n_rows") and hasattr(record, "n_failed"):
+                tell(record.n_rows, record.n_failed)
+
+    logger, listener = logging.getLogger("skclip"), Listener()
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
 
 
 def _folder(options: argparse.Namespace) -> Path:
@@ -376,34 +416,50 @@ def _how_to_resume(options: argparse.Namespace) -> str:
     return f"; what was committed stays in {_folder(options)}, and the same command goes on from there"
 
 
-def _extract_to_output(source: Any, features: Any, options: argparse.Namespace, output: _Output) -> int:
+def _extract_to_output(
+    source: Any, waiting: AbstractContextManager, features: Any, options: argparse.Namespace, output: _Output
+) -> int:
     """One line per picture, block by block; everything else goes to standard error."""
     from skclip.features._extract import stream_features
 
     tally = _Tally(_Output(sys.stderr) if options.json else None)
     width = 0
-    blocks: Any = stream_features(
+    blocks = stream_features(
         source,
         features,
         devices=_devices(options),
         verbose=_shows_bar(options),
+        form_blocks=_ready_blocks if options.source == "-" else _small_blocks,
         **_given(options, ("column", "shard")),
     )
-    with closing(blocks):
+    with closing(blocks), waiting:
         for items, rows, failures in blocks:
             reasons = dict(failures)
             for i, (item, row) in enumerate(zip(items, rows)):
                 if i in reasons and options.on_error == "raise":
-                    raise CommandError(f"{item.name}: {reasons[i]}")
+                    raise CommandError(f"{item.name!r}: {reasons[i]}")
                 output.write(_row_line(item, row, reasons.get(i)))
             output.flush()
             width = rows.shape[1]
-            tally.update(len(items), len(failures))
+            tally.set(tally.n_rows + len(items), tally.n_unreadable + len(failures))
     if options.json:
         tally.emit("done", columns=width)
     elif not options.quiet:
         _tell(tally.summary(f"of {width}"))
     return UNREADABLE if tally.n_unreadable else DONE
+
+
+def _small_blocks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """A quarter of what suits the device: somebody waits for the first line."""
+    from skclip.features._extract import in_blocks
+
+    return in_blocks(items, max(1, size // 4))
+
+
+def _ready_blocks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """The same, and less where the next picture keeps one waiting."""
+    with _ReadAhead(items) as ahead:
+        yield from ahead.blocks(max(1, size // 4))
 
 
 def _row_line(item: Any, row: Any, reason: str | None) -> str:
@@ -419,36 +475,35 @@ def _row_line(item: Any, row: Any, reason: str | None) -> str:
 class _Tally:
     """What a run has done so far, told as events and in one line at the end."""
 
-    def __init__(self, events: _Output | None, total: int | None = None) -> None:
+    def __init__(self, events: _Output | None) -> None:
         self._events = events
-        self._total = total
         self._start = self._last = time.perf_counter()
-        self.n_rows = self.n_new = self.n_unreadable = 0
+        self.n_rows = self.n_unreadable = self.n_before = 0
 
-    def update(self, n_rows: int, n_unreadable: int) -> None:
-        """Count a block; an event at most once a second."""
-        self.n_rows += n_rows
-        self.n_new += n_rows
-        self.n_unreadable += n_unreadable
+    def set(self, n_rows: int, n_unreadable: int) -> None:
+        """Take over the counts; an event at most once a second."""
+        self.n_rows, self.n_unreadable = n_rows, n_unreadable
         if time.perf_counter() - self._last >= _SECONDS_BETWEEN_EVENTS:
             self._last = time.perf_counter()
-            self.emit("progress", total=self._total)
+            self.emit("progress")
 
     def emit(self, event: str, **more: Any) -> None:
         if self._events is not None:
-            facts = {"event": event, "rows": self.n_rows, "new": self.n_new, "unreadable": self.n_unreadable}
+            n_new = self.n_rows - self.n_before
+            facts = {"event": event, "rows": self.n_rows, "new": n_new, "unreadable": self.n_unreadable}
             self._events.write_json({**facts, **more, "seconds": round(self._seconds(), 3), "rate": self._rate()})
             self._events.flush()
 
     def summary(self, what: str) -> str:
         unreadable = f", {_count(self.n_unreadable)} unreadable" if self.n_unreadable else ""
-        return f"{_count(self.n_rows)} rows {what}{unreadable}, {self._rate():.4g} pictures/s"
+        speed = f", {self._rate():.4g} pictures/s" if self.n_rows > self.n_before else ""
+        return f"{_count(self.n_rows)} rows {what}{unreadable}{speed}"
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._start
 
     def _rate(self) -> float:
-        return float(f"{self.n_new / self._seconds():.4g}")
+        return float(f"{(self.n_rows - self.n_before) / self._seconds():.4g}")
 
 
 def _count(n: int) -> str:
@@ -490,8 +545,12 @@ class _ReadAhead:
         threading.Thread(target=self._read, name="skclip source", daemon=True).start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
+        """End the waiting of whoever iterates; from any thread."""
         self._stopped.set()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
 
@@ -499,15 +558,30 @@ class _ReadAhead:
         while (entry := self._next()) is not None:
             yield entry[0]
 
-    def _next(self) -> tuple[Any] | None:
-        """The next item; None at the end."""
+    def blocks(self, size: int) -> Iterator[list[Any]]:
+        """Items by `size`, fewer where the next one does not come at once."""
+        while (first := self._next()) is not None:
+            block = [first[0]]
+            while len(block) < size and (entry := self._next(_PATIENCE)) is not None:
+                block.append(entry[0])
+            yield block
+
+    def _next(self, patience: float | None = None) -> tuple[Any] | None:
+        """The next item; None at the end, and where it does not come within `patience` seconds."""
         while not self._stopped.is_set():
-            with suppress(queue.Empty):
-                kind, value = self._queue.get(timeout=_POLL)
-                if kind == "error":
-                    raise value
-                return (value,) if kind == "item" else None
-        raise InterruptedError("stopped before the last name was read")
+            try:
+                kind, value = self._queue.get(timeout=_POLL if patience is None else patience)
+            except queue.Empty:
+                if patience is None:
+                    continue
+                return None
+            if kind == "item":
+                return (value,)
+            self._queue.put((kind, value))  # the end stays the end
+            if kind == "error":
+                raise value
+            return None
+        raise InterruptedError("stopped before the last picture was read")
 
     def _read(self) -> None:
         try:
@@ -526,7 +600,7 @@ class _ReadAhead:
         return False
 
     def _interrupted(self, number: int, frame: Any) -> None:
-        self._stopped.set()
+        self.stop()
         self._previous(number, frame)
 
 
@@ -613,9 +687,9 @@ def _machine_facts() -> dict[str, Any]:
         "platform": platform.platform(),
         **{name: _version(name) for name in _REPORTED_PACKAGES},
         "cores": joblib.cpu_count(),
-        "torch threads": torch.get_num_threads(),
+        "torch_threads": torch.get_num_threads(),
         "devices": _present_devices(),
-        "default model": DEFAULT_MODEL,
+        "default_model": DEFAULT_MODEL,
     }
 
 
@@ -671,17 +745,13 @@ def _model_facts(model: str) -> dict[str, Any]:
 
 def _folder_facts(folder: Path) -> dict[str, Any]:
     """Of an extraction, finished or not, or of a folder with the parts of one."""
-    from skclip.features._output_files import read_journal
     from skclip.features._row_writer import find_state
 
     done, begun = find_state(folder)
-    if done is not None:
-        state, n_rows, n_unreadable = done, done["n_rows"], done["n_failed"]
-    elif begun is not None:
-        commit, _ = read_journal(folder)
-        state, n_rows, n_unreadable = begun, commit.rows, commit.failed
-    else:
+    state = done or begun
+    if state is None:
         return _parts_facts(folder)
+    n_rows, n_unreadable = _committed(folder)
     return {
         "folder": str(folder),
         "finished": done is not None,
@@ -718,6 +788,7 @@ class _Output:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
+        self.is_closed = stream is None
 
     def write(self, line: str) -> None:
         if self._stream is None:
@@ -757,6 +828,7 @@ def _reporting(verbose: bool) -> Iterator[None]:
     elsewhere = sys.stderr or io.StringIO()
     logger = logging.getLogger("skclip")
     level, handler = logger.level, logging.StreamHandler(elsewhere)
+    handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("skclip: %(message)s"))
     with warnings.catch_warnings(), redirect_stdout(elsewhere):
         warnings.showwarning = _show_warning
