@@ -175,7 +175,7 @@ class RowWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:
-            if not self.finished:
+            if not self.finished and not self._commit.final:
                 # What goes wrong while an exception is on its way must not hide it: the last commit stands.
                 with suppress(OutputError) if error else explained(self.folder, "Writing into the folder"):
                     self.commit()

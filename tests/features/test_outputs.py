@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 import pickle
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -401,7 +403,7 @@ def test_files_of_others_beside_an_extraction_that_is_replaced(tmp_path):
 
 def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(OutputError, match=r"out.* failed: File exists"):
+    with pytest.raises(OutputError, match=r"Opening an extraction in the folder .*out.* failed"):
         begin(tmp_path / "out")
 
 
@@ -561,122 +563,174 @@ def test_a_cut_at_every_byte_of_the_last_record_is_harmless(tmp_path, format, of
         assert content(folder) == content(tmp_path / "whole")
 
 
-_FORKING = """
-import itertools, os, pathlib, random, signal, sys, time
+class Killed(BaseException):
+    """As if the process had died: from here on it does nothing more to files."""
+
+
+@contextmanager
+def killed_at(step):
+    """Let a process die at its `step`-th operation on files, in the middle of it if that is a write."""
+    left, dead = step, False
+
+    def stepping(real, torn=None):
+        def stepped(first, *args, **kwargs):
+            nonlocal left, dead
+            if str(first).endswith(".lock"):  # which the system would give back
+                return real(first, *args, **kwargs)
+            left -= 1
+            if left == -1 and torn is not None:
+                torn(first, *args)
+            if left < 0:
+                dead = True
+                raise Killed
+            return real(first, *args, **kwargs)
+
+        return stepped
+
+    def half(file, data):
+        view = memoryview(data).cast("B")
+        file.write(view[: len(view) // 2])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "replace", "unlink"):
+            patch.setattr(os, name, stepping(getattr(os, name)))
+        patch.setattr(Path, "write_bytes", stepping(Path.write_bytes))
+        torn = stepping(_output_files.write_all, half)
+        for module in (_output_files, _row_writer):
+            patch.setattr(module, "write_all", torn)
+        with suppress(Killed):
+            yield
+    assert (left < 0) == dead
+
+
+@FORMATS
+def test_a_run_killed_at_every_step_ends_with_the_same_bytes(tmp_path, format, often, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # what is written outlives the process without it
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+
+    def work():
+        run(cut, 20, block=6, format=format, rows_per_file=8)
+
+    run(whole, 20, block=6, format=format, rows_per_file=8)
+    for step in itertools.count():
+        finished = False
+        with killed_at(step):
+            work()
+            finished = True
+        if finished:
+            break
+        if step % 2:
+            with killed_at(random.Random(step).randrange(step)):
+                work()
+        work()
+        assert content(cut) == content(whole), step
+        shutil.rmtree(cut)
+    assert step > 50
+
+
+@FORMATS
+@pytest.mark.parametrize("finished", [True, False])
+def test_beginning_anew_killed_at_every_step_leaves_the_old_or_nothing(tmp_path, format, finished, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    cut, old = tmp_path / "cut", {"settings": {"model": "old"}, "format": "npy"}
+    run(tmp_path / "new", 20, format=format)
+    for step in itertools.count():
+        with begin(cut, **old) as writer:
+            write(writer, range(10))
+            if finished:
+                writer.finish()
+        begun = False
+        with killed_at(step):
+            begin(cut, format=format, resume=False).close()
+            begun = True
+        with begin(cut, **old) as writer:
+            assert writer.n_rows in (0, 10)
+        run(cut, 20, format=format, resume=False)
+        assert content(cut) == content(tmp_path / "new"), step
+        shutil.rmtree(cut)
+        if begun:
+            break
+    assert step > 5
+
+
+_KILLING = """
+import os, pathlib, random, signal, sys, time
 sys.path[:0] = {path!r}
 import test_outputs as t
-from skclip.features import _output_files, _parquet_output, _row_writer
+from skclip.features import _parquet_output, _row_writer
 _row_writer.COMMIT_SECONDS = 0.0
 os.fsync = lambda descriptor: None  # what is written outlives the process without it
 if {format!r} == "parquet":
     _parquet_output.import_pyarrow()
 folder, whole = pathlib.Path({folder!r}), t.content(pathlib.Path({whole!r}))
 
-def child(action):
+def child():
     pid = os.fork()
     if pid == 0:
         try:
-            action()
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
+            t.run(folder, 30, block=6, format={format!r})
+            code = 0
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            code = 1
+        os._exit(code)
     return pid
 
 def status(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-def work():
-    t.run(folder, 30, block=6, format={format!r})
-
-def check(seed):
-    assert t.content(folder) == whole, seed
-    for path in folder.iterdir():
-        path.unlink()
-"""
-
-_AT_RANDOM = """
-seconds = time.perf_counter()
-assert status(child(work)) == 0
-seconds = time.perf_counter() - seconds
-check(None)
-killed = 0
-for seed in range({n}):
-    draw = random.Random(seed)
-    for attempt in itertools.count():
-        pid = child(work)
-        time.sleep(draw.uniform(0, seconds * (1 + attempt / 5)))
+draw, killed, seconds = random.Random(0), 0, 0.0
+while killed < {n}:
+    began = time.perf_counter()
+    pid = child()
+    if seconds:
+        time.sleep(draw.uniform(0, seconds))
         os.kill(pid, signal.SIGKILL)
-        code = status(pid)
-        if code == 0:
-            break
+    code = status(pid)
+    if code == 0:
+        seconds = seconds or time.perf_counter() - began
+        assert t.content(folder) == whole
+        for path in folder.iterdir():
+            path.unlink()
+    else:
         assert code == -signal.SIGKILL, code
         killed += 1
-    check(seed)
-print(killed)
 """
-
-_AT_EVERY_STEP = """
-def die_at(step):
-    left = itertools.count(step, -1)
-
-    def steps(real):
-        def stepped(*args, **kwargs):
-            if next(left) == 0:
-                os._exit(9)
-            return real(*args, **kwargs)
-        return stepped
-
-    def writes(real):
-        def torn(file, data):
-            if next(left) == 0:
-                view = memoryview(data).cast("B")
-                file.write(view[: len(view) // 2])
-                os._exit(9)
-            real(file, data)
-        return steps(torn)
-
-    os.fsync, os.replace, os.unlink = map(steps, (os.fsync, os.replace, os.unlink))
-    pathlib.Path.write_bytes = steps(pathlib.Path.write_bytes)
-    _row_writer.write_all = _output_files.write_all = writes(_output_files.write_all)
-    work()
-
-steps = 0
-for step in itertools.count():
-    code = status(child(lambda: die_at(step)))
-    if code == 0:
-        break
-    assert code == 9, code
-    # what goes on may be cut off as well
-    assert status(child(lambda: die_at(random.Random(step).randrange(60)))) in (0, 9)
-    assert status(child(work)) == 0
-    check(step)
-    steps += 1
-print(steps)
-"""
-
-
-def forking(script, tmp_path, format, **more):
-    if not hasattr(os, "fork"):
-        pytest.skip("needs fork")
-    run(tmp_path / "whole", 30, block=6, format=format)
-    (tmp_path / "cut").mkdir()
-    values = {"folder": str(tmp_path / "cut"), "whole": str(tmp_path / "whole"), "format": format, **more}
-    source = (_FORKING + script).format(path=[os.path.dirname(__file__), os.getcwd()], **values)
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return int(done.stdout)
 
 
 @FORMATS
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, format):
-    assert forking(_AT_RANDOM, tmp_path, format, n=12) > 6
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    run(tmp_path / "whole", 30, block=6, format=format)
+    (tmp_path / "cut").mkdir()
+    source = _KILLING.format(
+        path=[os.path.dirname(__file__), os.getcwd()],
+        folder=str(tmp_path / "cut"),
+        whole=str(tmp_path / "whole"),
+        format=format,
+        n=6,
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run(tmp_path / "cut", 30, block=6, format=format)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
 @FORMATS
-def test_a_run_killed_at_every_step_ends_with_the_same_bytes(tmp_path, format):
-    assert forking(_AT_EVERY_STEP, tmp_path, format) > 50
+def test_finishing_that_is_refused_is_done_by_the_next_run(tmp_path, format, monkeypatch):
+    """As Windows does while another program has a file open."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_row_writer.os, "replace", refuse)
+        with pytest.raises(OutputError, match="failed: Permission denied"):
+            run(tmp_path / "cut", format=format)
+    run(tmp_path / "cut", format=format)
+    run(tmp_path / "whole", format=format)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path):
