@@ -18,6 +18,8 @@ _SILENCE = 30.0
 _PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _TRIES = 4
+# Of hosts that never answered: lists of web pictures are full of them.
+_TRIES_UNANSWERED = 2
 
 _PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
@@ -68,9 +70,9 @@ def require_protocols(url: str) -> None:
 def fetch(url: str) -> bytes:
     """Read the file under a URL whole.
 
-    What may pass - a timeout, a lost connection, an overloaded server - is tried up to four times, half a second and
-    more apart. Credentials, proxies and other options are those of fsspec's configuration; the proxies of the
-    environment count for http(s).
+    What may pass is tried again, half a second and more later: a lost connection and an overloaded server up to four
+    times in all, a host that does not answer twice. Credentials, proxies and other options are those of fsspec's
+    configuration; for http(s) the proxies of the environment count.
 
     Raises
     ------
@@ -84,7 +86,7 @@ def fetch(url: str) -> bytes:
             filesystem, path = open_filesystem(url)
             return filesystem.cat_file(path)
         except Exception as error:
-            if n_tries == _TRIES or not _may_pass(error):
+            if n_tries >= _most_tries(error):
                 raise FetchError(reason_of(error, n_tries)) from error
             pause = max(_PAUSE * 2 ** (n_tries - 1), _wish_of_server(error))
         time.sleep(pause)
@@ -127,13 +129,19 @@ def _options(url: str) -> dict[str, Any]:
     return {"client_kwargs": {"timeout": timeout, "trust_env": True, **of_user}}
 
 
-def _may_pass(error: Exception) -> bool:
+def _most_tries(error: Exception) -> int:
     status = getattr(error, "status", None)
     if isinstance(status, int) and status >= 400:
-        return status in _PASSING_STATUS
+        return _TRIES if status in _PASSING_STATUS else 1
     if isinstance(error, _FINAL):
-        return False
-    return isinstance(error, (OSError, EOFError, TimeoutError, asyncio.TimeoutError)) or _is_of_client(error)
+        return 1
+    if _is_timeout(error) or hasattr(error, "os_error"):  # aiohttp's of a connection that never came about
+        return _TRIES_UNANSWERED
+    return _TRIES if isinstance(error, (OSError, EOFError)) or _is_of_client(error) else 1
+
+
+def _is_timeout(error: Exception) -> bool:
+    return isinstance(error, (TimeoutError, asyncio.TimeoutError))
 
 
 def _is_of_client(error: Exception) -> bool:
@@ -159,7 +167,7 @@ def reason_of(error: Exception, n_tries: int = 1) -> str:
         return "there is no such file (404)"
     if isinstance(error, PermissionError):
         return f"access is denied ({error})"
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+    if _is_timeout(error):
         return f"no answer in time{tries}"
     if getattr(error, "errno", None) == errno.ECONNREFUSED:
         return f"the host refuses the connection{tries}"

@@ -121,6 +121,8 @@ def describe(item: Any) -> str:
         return f"{item.dtype} array of shape {item.shape}"
     if isinstance(item, RemotePicture):
         return repr(item.url)
+    if isinstance(item, MissingPicture):
+        return "no picture"
     if isinstance(item, SharedPicture):
         return describe(item.source)
     return with_article(item)

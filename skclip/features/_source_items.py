@@ -117,6 +117,11 @@ def suffix_of(name: str) -> str:
     return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name else ""
 
 
+def bare(address: str) -> str:
+    """An address in small letters, a web address without its query: the end says what kind of file it is."""
+    return (address.partition("?")[0] if is_url(address) else address).lower()
+
+
 def picture_at(address: str) -> str | RemotePicture:
     """A path as it is, a URL as a picture that lies elsewhere."""
     if not is_url(address):
@@ -145,7 +150,7 @@ def opened(address: str) -> Iterator[Any]:
             file = stack.enter_context(filesystem.open(path, "rb"))
         else:
             file = stack.enter_context(open(address, "rb"))
-        yield stack.enter_context(gzip.GzipFile(fileobj=file)) if address.endswith((".gz", ".tgz")) else file
+        yield stack.enter_context(gzip.GzipFile(fileobj=file)) if bare(address).endswith((".gz", ".tgz")) else file
 
 
 @contextmanager

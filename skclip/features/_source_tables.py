@@ -14,6 +14,8 @@ from functools import partial
 from itertools import islice
 from typing import IO, Any
 
+import numpy as np
+
 from skclip._media import MissingPicture
 from skclip._media._remote import is_url
 from skclip._media._sources import PICTURE_TYPES, with_article
@@ -22,6 +24,7 @@ from skclip.features._source_items import (
     Source,
     SourceError,
     SourceItem,
+    bare,
     every,
     joined,
     opened,
@@ -167,6 +170,8 @@ def _is_heavy(value: Any) -> bool:
     """Whether a cell is something that belongs in no list of rows: a further picture, for example."""
     if isinstance(value, dict):
         return any(map(_is_heavy, value.values()))
+    if isinstance(value, np.ndarray):
+        return value.dtype == np.uint8 and value.ndim >= 2
     return isinstance(value, PICTURE_TYPES) and not isinstance(value, (str, os.PathLike))
 
 
@@ -191,9 +196,9 @@ def _count(tables: Sequence[_Table]) -> int | None:
 
 
 def _open_table(file: str) -> _Table:
-    if file.lower().endswith(".parquet"):
+    if bare(file).endswith(".parquet"):
         return _parquet_table(file)
-    return _jsonl_table(file) if ".jsonl" in os.path.basename(file).lower() else _csv_table(file)
+    return _jsonl_table(file) if bare(file).endswith((".jsonl", ".jsonl.gz")) else _csv_table(file)
 
 
 def _csv_table(file: str) -> _Table:
@@ -209,7 +214,7 @@ def _csv_table(file: str) -> _Table:
 
 def _csv_rows(file: str) -> Iterator[list[str]]:
     with reading(f"The table {file!r}"), _lines(file) as lines:
-        reader = csv.reader(lines, delimiter="\t" if ".tsv" in os.path.basename(file).lower() else ",")
+        reader = csv.reader(lines, delimiter="\t" if bare(file).endswith((".tsv", ".tsv.gz")) else ",")
         try:
             yield from filter(None, reader)  # a blank line is no row
         except csv.Error as error:
@@ -269,7 +274,7 @@ def _lines(file: str) -> Iterator[IO[str]]:
 def _folder_of(file: str) -> str:
     if not is_url(file):
         return os.path.dirname(file)
-    head, chain, rest = file.partition("::")
+    head, chain, rest = file.partition("?")[0].partition("::")
     return head.rpartition("/")[0] + chain + rest
 
 

@@ -23,6 +23,7 @@ from skclip.features._source_items import (
     Source,
     SourceError,
     SourceItem,
+    bare,
     every,
     picture_at,
     picture_suffixes,
@@ -84,6 +85,15 @@ def open_source(source: Any, *, column: str | None = None, shard: Shard = (0, 1)
         For what is no source, for an empty one where that can be seen, and while iterating where it cannot be read on.
     ImportError
         Naming the extra that is missing.
+
+    Examples
+    --------
+    >>> from skclip.features._sources import open_source
+    >>> source = open_source(["cat.jpg", "dog.jpg", ("my bird", "bird.jpg")], shard=(0, 2))
+    >>> source
+    <Source: list of 3 pictures, shard 0 of 2>
+    >>> [item.name for item in source]
+    ['cat.jpg', 'my bird']
     """
     shard = _checked_shard(shard)
     if isinstance(source, (str, os.PathLike)):
@@ -136,7 +146,7 @@ def _open_address(address: str, column: str | None, shard: Shard) -> Source:
 
 
 def _open_url(url: str, column: str | None, shard: Shard) -> Source:
-    if url.lower().endswith(_CONTAINERS):
+    if bare(url).endswith(_CONTAINERS):
         files = [file for pattern in _braces(url) for file in _remote_matches(pattern)]
         if not files:
             raise SourceError(f"There is nothing at {url!r}.")
@@ -152,11 +162,11 @@ def _open_files(files: list[str], column: str | None, shard: Shard) -> Source:
     for file in files:
         if not is_url(file) and not os.path.isfile(file):
             raise SourceError(f"There is no file {file!r}.")
-    if all(file.lower().endswith(TAR_SUFFIXES) for file in files):
+    if all(bare(file).endswith(TAR_SUFFIXES) for file in files):
         return open_tars(files, column, shard)
-    if all(file.lower().endswith(TABLE_SUFFIXES) for file in files):
+    if all(bare(file).endswith(TABLE_SUFFIXES) for file in files):
         return open_tables(files, column, shard)
-    if all(suffix_of(file) in picture_suffixes() for file in files):
+    if all(suffix_of(bare(file)) in picture_suffixes() for file in files):
         _refuse_column(column, files[0])
         return _open_sequence(files, shard)
     if len(files) == 1:
@@ -165,7 +175,7 @@ def _open_files(files: list[str], column: str | None, shard: Shard) -> Source:
 
 
 def _refuse_single(address: str) -> None:
-    if suffix_of(address) in picture_suffixes():
+    if suffix_of(bare(address)) in picture_suffixes():
         raise SourceError(f"The source {address!r} is a single picture; pass a list, [{address!r}], or its folder.")
 
 
@@ -180,7 +190,7 @@ def _are_containers(source: Any) -> bool:
         isinstance(source, (list, tuple))
         and len(source) > 0
         and all(
-            isinstance(file, (str, os.PathLike)) and os.fsdecode(file).lower().endswith(_CONTAINERS) for file in source
+            isinstance(file, (str, os.PathLike)) and bare(os.fsdecode(file)).endswith(_CONTAINERS) for file in source
         )
     )
 
@@ -332,8 +342,8 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _remote_matches(pattern: str) -> list[str]:
-    # The query of a web address begins with a question mark.
-    if "*" not in pattern:
+    # No other signs count: the query of a web address begins with a question mark.
+    if "*" not in bare(pattern):
         return [pattern]
     with reading(pattern):
         filesystem, path = open_filesystem(pattern)
