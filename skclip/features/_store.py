@@ -301,9 +301,10 @@ class FolderStore:
         self._held.directory = directory = self._held.directory.refreshed(link.sql)
         size = 4 * dim + _CHECKSUM_BYTES
         places = directory.places(_prints(keys))
-        listed = np.flatnonzero((places >= 0) & (places <= link.rows.seek(0, os.SEEK_END) - size))
         # By place in the file: what lies together is read together.
-        order = listed[np.argsort(places[listed], kind="stable")]
+        order = places.argsort(kind="stable")
+        ends = places[order].searchsorted([0, link.rows.seek(0, os.SEEK_END) - size + 1])
+        order = order[ends[0] : ends[1]]
         n_together = max(1, _READ_BYTES // size)
         buffer = np.empty((min(n_together, len(order)), dim + 2), dtype="<u4")
         for start in range(0, len(order), n_together):
@@ -544,17 +545,14 @@ def _checksums(keys: NDArray[np.uint32], data: NDArray[np.uint32]) -> NDArray[np
     """
     dim = data.shape[1]
     weights = _weights(5 + dim)
-    sums = np.einsum("ij,j->i", data, weights[5:], dtype=np.uint64, casting="safe")
-    return (
-        sums + np.einsum("ij,j->i", keys, weights[:4], dtype=np.uint64, casting="safe") + weights[4:5] * np.uint64(dim)
-    )
+    return np.einsum("ij,j->i", data, weights[5:]) + keys @ weights[:4] + weights[4:5] * np.uint64(dim)
 
 
 def _read_records(file: FileIO, places: NDArray[np.int64], records: NDArray[np.uint32]) -> None:
     """Fill `records` (n, words) from ascending places; what a file too short leaves unread has no checksum."""
     size = records.shape[1] * records.itemsize
     view = records.data.cast("B")
-    starts = [0, *(np.flatnonzero(np.diff(places) != size) + 1).tolist()]
+    starts = [0, *((places[1:] - places[:-1] != size).nonzero()[0] + 1).tolist()]
     for place, start, stop in zip(places[starts].tolist(), starts, [*starts[1:], len(places)]):
         file.seek(place)
         file.readinto(view[start * size : stop * size])

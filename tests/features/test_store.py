@@ -377,8 +377,18 @@ def test_any_flipped_bit_of_a_row_is_noticed(tmp_path, rows_file):
 
 @pytest.mark.parametrize(
     "damage",
-    ["place = place + 4", "place = 10000000", "place = -8", f"place = {2**62}", "place = 'here'", "size = 3"]
-    + [f"size = {2**62}", "prints = 'abc'", "prints = zeroblob(16)", "prints = x''"],
+    [
+        "place = place + 4",
+        "place = 10000000",
+        "place = -8",
+        f"place = {2**62}",
+        "place = 'here'",
+        "size = 3",
+        f"size = {2**62}",
+        "prints = 'abc'",
+        "prints = zeroblob(16)",
+        "prints = x''",
+    ],
 )
 def test_a_damaged_list_of_puts_makes_rows_missing(tmp_path, file, damage):
     store = open_store(tmp_path)
@@ -510,7 +520,7 @@ def test_a_store_of_another_format(tmp_path, file):
     connection = sqlite3.connect(file)
     connection.execute("PRAGMA user_version = 7")
     connection.close()
-    with pytest.raises(StoreError, match="has format 7, this skclip reads format 2; .*delete the file"):
+    with pytest.raises(StoreError, match=r"has format 7, this skclip reads format 2; .*delete the file"):
         open_store(tmp_path)
 
 
@@ -594,6 +604,71 @@ def test_processes_open_and_write_the_same_new_folder(tmp_path):
     store = open_store(tmp_path)
     for number in range(1, 3):
         assert assert_only_right_rows(store, range(1000 * number, 1000 * number + 100)).all()
+
+
+def quick_rows(numbers, dim=64):
+    return (np.asarray(numbers)[:, None] * 1.5 + np.arange(dim)).astype(np.float32)
+
+
+def hammer(folder, number, seconds):
+    """Put 50 own rows and 50 that all processes put, read what is there, say so; over and over."""
+    store, rng = open_store(folder), np.random.default_rng()
+    end = time.monotonic() + seconds
+    step = 0
+    while time.monotonic() < end:
+        own = range(number * 10**6 + 50 * step, number * 10**6 + 50 * step + 50)
+        common = range(50 * (step % 100), 50 * (step % 100) + 50)
+        numbers = [*own, *common]
+        store.put([key(i) for i in numbers], quick_rows(numbers))
+        print(step, flush=True)
+        numbers += [*range(1000), *rng.integers(number * 10**6, own.stop, 100).tolist()]
+        rows, found = store.get([key(i) for i in numbers], 64)
+        assert found[:100].all()
+        assert found[1100:].all()
+        np.testing.assert_array_equal(rows[found], quick_rows(numbers)[found])
+        step += 1
+
+
+def hammer_together(folder, n_processes, seconds, kill_after):
+    """Processes at full speed; one more of them is killed at each of the times, and another one follows it."""
+
+    def start(number, seconds):
+        return script("hammer(folder, int(sys.argv[2]), float(sys.argv[3]))", folder, number, seconds)
+
+    steady = [start(number, seconds) for number in range(1, n_processes)]
+    killed = []
+    for number, after in enumerate(kill_after, n_processes):
+        process = start(number, 1000)
+        assert process.stdout.readline(), process.stderr.read()
+        time.sleep(after)
+        process.send_signal(signal.SIGKILL)
+        killed.append(process)
+    n_steps = []
+    for process in steady + killed:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0 or process in killed, errors
+        assert not errors
+        n_steps.append(len(output.splitlines()) + (process in killed))  # the first line was read above
+    assert min(n_steps) > 2
+    store = open_store(folder)
+    for number, n in enumerate(n_steps, 1):
+        numbers = [*range(50 * min(n, 100)), *range(number * 10**6, number * 10**6 + 50 * n)]
+        rows, found = store.get([key(i) for i in numbers], 64)
+        assert found.all(), number
+        np.testing.assert_array_equal(rows, quick_rows(numbers))
+    return sum(n_steps)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
+def test_processes_share_a_folder_at_full_speed(tmp_path):
+    hammer_together(tmp_path, 2, 3, [0.3, 0.5])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
+@pytest.mark.parametrize("n_processes", [2, 4])
+def test_processes_share_a_folder_at_full_speed_for_long(tmp_path, n_processes):
+    hammer_together(tmp_path, n_processes, 12, np.random.default_rng(0).uniform(0.1, 2.5, 8).tolist())
 
 
 def test_many_threads_open_the_same_new_folder(tmp_path):
