@@ -311,9 +311,8 @@ def _check_combination(options: argparse.Namespace, output: _Output) -> None:
     if options.rows_per_file is not None and options.format != "parquet":
         raise UsageError("--rows-per-file needs --format parquet")
     if options.out == "-":
-        given = [
-            name for name, value in (("--format", options.format), ("--no-resume", options.resume)) if value is not None
-        ]
+        folder_only = {"--format": options.format, "--no-resume": options.resume}
+        given = [name for name, value in folder_only.items() if value is not None]
         if given:
             raise UsageError(f"{' and '.join(given)}: needs a folder, but OUT is - (standard output)")
 
@@ -413,7 +412,8 @@ def _folder(options: argparse.Namespace) -> Path:
 def _how_to_resume(options: argparse.Namespace) -> str:
     if options.out == "-":
         return ""
-    return f"; what was committed stays in {_folder(options)}, and the same command goes on from there"
+    command = "the same command" if options.resume is not False else "the same command without --no-resume"
+    return f"; what was committed stays in {_folder(options)}, and {command} goes on from there"
 
 
 def _extract_to_output(
@@ -850,7 +850,7 @@ def _tell_error(error: Exception, options: argparse.Namespace) -> None:
     if options.traceback or os.environ.get("SKCLIP_TRACEBACK", "0") not in ("", "0"):
         _tell(_redacted("".join(traceback.format_exception(error)).rstrip()))
     text = str(error)
-    if not isinstance(error, (CommandError, UsageError, ValueError, OSError, RuntimeError)) or not text:
+    if not isinstance(error, (CommandError, UsageError, ValueError, OSError, RuntimeError, ImportError)) or not text:
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     _tell(f"skclip: error: {_one_line(_redacted(text))}")
 

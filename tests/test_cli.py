@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import logging
@@ -267,6 +268,7 @@ def failing(monkeypatch, error):
     [
         (ValueError("two\nlines"), "two lines"),
         (FileNotFoundError("s3://key:secret@bucket/a?token=secret is not there"), "s3://***@bucket/a?*** is not there"),
+        (ImportError("needs pip install 'skclip[remote]'"), "needs pip install 'skclip[remote]'"),
         (KeyError("x"), "KeyError: 'x'"),
         (AssertionError(), "AssertionError"),
     ],
@@ -295,6 +297,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     assert (code, out, len(err)) == (INTERRUPTED, [], 1)
     assert str(Path("out", "shard-0000-of-0002")) in err[0]
     assert "the same command goes on" in err[0]
+    assert "without --no-resume" in run(capsys, "extract", "photos", "out", *TINY, "--no-resume")[2][0]
 
 
 def test_a_missing_source_fails(capsys, tmp_path):
@@ -510,6 +513,18 @@ def test_a_program_that_asks_and_waits_for_the_answer(photos):
         assert child.stderr.read() == ""
 
 
+@pytest.mark.parametrize("argv", [["models", "tiny"], ["info"], ["extract", "photos", "out", *TINY]], ids=" ".join)
+def test_a_reader_that_leaves_is_no_error(argv, calls, capsys, monkeypatch):
+    class Gone(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Gone())
+        assert main(argv) == PIPE_CLOSED
+    assert capsys.readouterr().err == ""
+
+
 # --- interrupted
 
 
@@ -595,11 +610,21 @@ def test_info_of_a_model(capsys):
     assert shown["parameters"] == f"{facts['parameters']:,}".replace(",", " ")
 
 
-def test_info_of_a_model_that_is_elsewhere(capsys, monkeypatch, tmp_path):
+def test_info_of_a_model_of_the_hub(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     facts = json.loads(run(capsys, "info", "ViT-B-32/laion2b_s34b_b79k", "--json")[1][0])
-    assert facts["parameters"] == 151_277_313
-    assert facts["license"] == "MIT"
+    assert (facts["parameters"], facts["license"]) == (151_277_313, "MIT")
+    assert (facts["weights"], facts["weights_bytes"]) == (None, None)
+    assert not list(tmp_path.iterdir())
+
+    repository = tmp_path / "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
+    weights = repository / "snapshots" / "0" / "open_clip_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"1234")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0")
+    facts = json.loads(run(capsys, "info", "ViT-B-32/laion2b_s34b_b79k", "--json")[1][0])
+    assert (facts["weights"], facts["weights_bytes"]) == (str(weights), 4)
 
 
 def test_info_of_an_extraction_that_is_not_finished(capsys, tmp_path):
