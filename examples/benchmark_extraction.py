@@ -28,7 +28,9 @@ pixels that costs next to nothing, so that reading is all there is to do. Exact 
 cosine of 1 - 1e-5, or the script stops.
 
 The other parts: ``store`` (a second run from a folder store, and a million rows read back) and ``accelerator``
-(CUDA: the share of the measured matrix peak that towers reach, and the rate from JPEG files).
+(CUDA: the share of the measured matrix peak that towers reach, and the rate from JPEG files). On request alone, because
+it takes as long as the rest and needs more packages (onnx, onnxscript, onnxruntime, openvino, nncf):
+``--only engines``, other engines for the same towers on the CPU, with int8 calibrated on 64 other pictures.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
@@ -64,9 +67,10 @@ from sklearn.datasets import load_sample_images
 from skclip import CLIPFeatures
 from skclip._backbones import clear_backbones, get_card, load_backbone
 from skclip._backbones._open_clip import import_open_clip
+from skclip.datasets import make_picture_world
 from skclip.features._store import open_store
 
-PARTS = ("tiny", "light", "b32", "store", "accelerator")
+PARTS = ("tiny", "light", "b32", "store", "accelerator", "engines")
 BATCH = 64
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}  # never used
 LIGHT = {"image_size": 224, "patch_size": 32, "width": 64, "head_width": 32, "layers": 1}
@@ -312,12 +316,13 @@ def pixels_of(path: str, size: int, fast: bool) -> NDArray[np.uint8]:
     with Image.open(path) as picture:
         width, height = picture.size
         if fast:
-            picture.draft("RGB", (size * width // min(picture.size), size * height // min(picture.size)))
+            reduction = next((k for k in (8, 4, 2) if min(width, height) / size / k >= 1.5), 1)
+            picture.draft(None, (width // reduction, height // reduction))
             width, height = picture.size
             side = min(width, height)
             left, top = (width - side) / 2, (height - side) / 2
             box = (left, top, left + side, top + side)
-            return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+            return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
         scale = size / min(width, height)
         resized = picture.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
         left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
@@ -497,6 +502,144 @@ def measure_store(paths: Sequence[str], folder: Path, rounds: int, n_rows: int) 
     }
 
 
+def measure_engines(
+    model: str, paths: Sequence[str], folder: Path, rounds: int, batch_sizes: Sequence[int] = (1, 8, 16, 32)
+) -> dict[str, Any]:
+    """Engines that could stand in for torch on the CPU: pictures per second by batch size, and their features."""
+    backbone = load_backbone(model, device="cpu", precision="float32")
+    size = backbone.card.image_size[0]
+    if model == "skclip-tiny":
+        pixels = make_picture_world(len(paths), random_state=0).images
+    else:
+        pixels = np.stack([pixels_of(path, size, fast=False) for path in paths])
+    scale = [np.float32(values) for values in (backbone.card.mean, backbone.card.std)]
+    ready = ((np.float32(pixels) / np.float32(255) - scale[0]) / scale[1]).transpose(0, 3, 1, 2).copy()
+    calibration, ready, pixels = ready[-64:], ready[:-64], pixels[:-64]
+    tower = copy.deepcopy(backbone.module.visual)
+    expected = backbone.encode_images(pixels)
+
+    table: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+        makers = {"skclip": lambda batch_size: partial(backbone.encode_images, batch_size=batch_size)}
+        makers |= engine_makers(tower, calibration, folder, pool)
+        for batch_size in batch_sizes:
+            contestants = []
+            for name, make in makers.items():
+                encode = make(batch_size)
+                given = pixels if name == "skclip" else ready
+                run = lambda n, encode=encode, given=given: encode(given[:n])  # noqa: E731
+                contestants.append(Contestant(name, run, len(pixels)))
+            for name, result in take_turns(contestants, rounds).items():
+                row = table.setdefault(name, {"rates": {}, **cosines(result.rows, expected)})
+                row["rates"][str(batch_size)] = result.rate
+    return {"model": f"{model.rpartition('/')[2]}, {len(pixels)} pictures", "rows": table}
+
+
+def engine_models(folder: Path) -> list[str]:
+    """Trained weights are few and small here; the large tower has random ones."""
+    return [named_model(folder, "ViT-B-32"), "skclip-tiny"]
+
+
+def engine_makers(
+    tower: Any, calibration: NDArray[np.float32], folder: Path, pool: ThreadPoolExecutor
+) -> dict[str, Callable[[int], Callable[[NDArray], NDArray]]]:
+    """For each engine a function of the batch size that gives a function from float pictures to features.
+
+    Lanes are threads that run whole batches side by side, each on one core.
+    """
+    import nncf
+    import onnxruntime
+    import openvino
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    n_lanes = joblib.cpu_count()
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    file = {name: str(folder / f"{name}.onnx") for name in ("plain", "float32", "dynamic int8", "static int8")}
+    torch.onnx.export(
+        tower,
+        (torch.from_numpy(calibration[:2]),),
+        file["plain"],
+        dynamo=True,
+        external_data=False,
+        input_names=["pictures"],
+        dynamic_shapes=({0: torch.export.Dim("n")},),
+    )
+    quant_pre_process(file["plain"], file["float32"], skip_symbolic_shape=True)
+    quantize_dynamic(file["float32"], file["dynamic int8"], weight_type=QuantType.QInt8, per_channel=True)
+
+    class Calibration(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(np.split(calibration, 8))
+
+        def get_next(self) -> dict[str, NDArray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"pictures": batch}
+
+    quantize_static(
+        file["float32"],
+        file["static int8"],
+        Calibration(),
+        op_types_to_quantize=["MatMul", "Gemm"],
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=True,  # 8 bits overflow on processors without VNNI
+    )
+
+    def in_turn(encode: Callable[[NDArray], NDArray], batch_size: int) -> Callable[[NDArray], NDArray]:
+        return lambda x: np.concatenate([encode(part) for part in cut(x, batch_size)])
+
+    def in_lanes(encode: Callable[[NDArray], NDArray], batch_size: int) -> Callable[[NDArray], NDArray]:
+        return lambda x: np.concatenate(list(pool.map(encode, cut(x, batch_size))))
+
+    def with_torch(module: Any) -> Callable[[int], Callable[[NDArray], NDArray]]:
+        def encode(x: NDArray) -> NDArray:
+            with torch.inference_mode():
+                return module(torch.from_numpy(x)).numpy()
+
+        return partial(in_turn, encode)
+
+    def with_onnx(name: str, lanes: bool) -> Callable[[int], Callable[[NDArray], NDArray]]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1 if lanes else n_lanes
+        session = onnxruntime.InferenceSession(file[name], options, providers=["CPUExecutionProvider"])
+        return partial(in_lanes if lanes else in_turn, lambda x: session.run(None, {"pictures": x})[0])
+
+    def with_openvino(plan: Any) -> Callable[[int], Callable[[NDArray], NDArray]]:
+        def make(batch_size: int) -> Callable[[NDArray], NDArray]:
+            fixed = plan.clone()
+            fixed.reshape([batch_size, *calibration.shape[1:]])
+            hints = {
+                "PERFORMANCE_HINT": "THROUGHPUT",
+                "NUM_STREAMS": n_lanes,
+                "INFERENCE_NUM_THREADS": n_lanes,
+                "INFERENCE_PRECISION_HINT": "f32",
+            }
+            compiled = core.compile_model(fixed, "CPU", hints)
+            return in_lanes(lambda x: np.array(compiled.create_infer_request().infer([x])[0]), batch_size)
+
+        return make
+
+    core = openvino.Core()
+    plan = core.read_model(file["float32"])
+    examples = nncf.Dataset(np.split(calibration, len(calibration)))
+    quantized = nncf.quantize(plan, examples, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration))
+    makers = {
+        "torch, plain": with_torch(tower),
+        "torch.compile": with_torch(torch.compile(tower, dynamic=True)),
+        "OpenVINO float32, lanes": with_openvino(plan),
+        "OpenVINO int8 (NNCF), lanes": with_openvino(quantized),
+    }
+    for name in ("float32", "dynamic int8", "static int8"):
+        makers[f"ONNX Runtime {name}, threads"] = with_onnx(name, lanes=False)
+        makers[f"ONNX Runtime {name}, lanes"] = with_onnx(name, lanes=True)
+    return makers
+
+
+def cut(x: NDArray, batch_size: int) -> list[NDArray]:
+    return [x[lo : lo + batch_size] for lo in range(0, len(x), batch_size)]
+
+
 def measure_accelerator(paths: Sequence[str], folder: Path, rounds: int) -> dict[str, Any]:
     """Towers in bf16 on pictures that lie on the device, beside the matrix peak; and from JPEG files."""
     if not torch.cuda.is_available():
@@ -643,6 +786,28 @@ def render_store(found: dict[str, Any]) -> str:
     return list_table("The folder store", ("read", "seconds", ""), rows) + "\n" + footnote(found)
 
 
+def render_engines(found: dict[str, Any]) -> str:
+    tables = []
+    for study in found["models"]:
+        best = max(study["rows"]["skclip"]["rates"].values())
+        sizes = list(study["rows"]["skclip"]["rates"])
+        rows = []
+        for name, row in study["rows"].items():
+            rates = [f"{row['rates'][size]:.4g}" for size in sizes]
+            found_cosines = [f"{row[key]:.5f}" for key in ("lowest cosine", "mean cosine", "mean centred cosine")]
+            rows.append([name, *rates, f"{max(row['rates'].values()) / best:.2f}", *found_cosines])
+        columns = (
+            "pictures/s",
+            *(f"batches of {size}" for size in sizes),
+            "best, of skclip's best",
+            "lowest cosine",
+            "mean cosine",
+            "mean centred cosine",
+        )
+        tables.append(list_table(f"Engines on the CPU, {study['model']}", columns, rows))
+    return "\n".join([*tables, footnote(found)])
+
+
 def render_accelerator(found: dict[str, Any]) -> str:
     if "missing" in found:
         return f"Accelerator: {found['missing']}.\n"
@@ -658,6 +823,7 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "b32": render_loops("b32"),
     "store": render_store,
     "accelerator": render_accelerator,
+    "engines": render_engines,
 }
 
 
@@ -667,7 +833,7 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS[:-1]), help="parts to measure")
     parser.add_argument("--pictures", type=int, default=2000, help="for the small towers")
     parser.add_argument("--b32-pictures", type=int, default=128, help="for ViT-B-32 on the CPU")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows in the store")
@@ -686,13 +852,19 @@ def main() -> None:
         made = stamp()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
             folder = Path(name)
-            n = options.b32_pictures if part in ("b32", "store") else options.pictures
+            n = options.b32_pictures if part in ("b32", "store", "engines") else options.pictures
             (folder / "pictures").mkdir()
             paths = make_pictures(folder / "pictures", n)
             if part == "store":
                 found = measure_store(paths, folder, options.repeats, options.rows)
             elif part == "accelerator":
                 found = measure_accelerator(paths, folder, options.repeats)
+            elif part == "engines":
+                found = {
+                    "models": [
+                        measure_engines(model, paths, folder, options.repeats) for model in engine_models(folder)
+                    ]
+                }
             else:
                 found = compare_loops(part, paths, folder, options.repeats)
         parts[part] = {**found, "stamp": made, "pictures": n, "rounds": options.repeats}
