@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from skclip import clear_backbones, clear_store
-from skclip._backbones._device import _missing_devices
+from skclip._backbones._device import PRECISIONS, _missing_devices, _slow_precisions
 from skclip.utils._arrays import unit_rows
 
 
@@ -40,6 +40,12 @@ def no_device_is_known_to_be_missing():
     """What is said once per process is said once per test."""
     # not through `monkeypatch`, which would then outlive the fixtures of the folders
     _missing_devices.clear()
+
+
+@pytest.fixture(autouse=True)
+def slow_precisions_are_no_news():
+    """Half precision may run on a CPU without instructions for it; tests of the warning clear this."""
+    _slow_precisions.update(PRECISIONS)
 
 
 @pytest.fixture

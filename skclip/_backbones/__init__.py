@@ -7,8 +7,10 @@ or a bundled tiny model. Importing this package imports neither torch nor open_c
 from __future__ import annotations
 
 from skclip._backbones._cards import DEFAULT_MODEL, BackboneCard, get_card, list_models
+from skclip._backbones._compiling import CompileWarning
 from skclip._backbones._device import (
     MissingDeviceWarning,
+    SlowPrecisionWarning,
     device_of_fitted,
     resolve_device,
     resolve_precision,
@@ -37,8 +39,10 @@ __all__ = [
     "Backbone",
     "BackboneCard",
     "BackboneError",
+    "CompileWarning",
     "MissingDeviceWarning",
     "NetworkCard",
+    "SlowPrecisionWarning",
     "TruncatedTextWarning",
     "UnknownWordWarning",
     "build_network",

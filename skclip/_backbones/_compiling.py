@@ -83,8 +83,9 @@ class CompiledTower:
         with self._lock:
             first, self.failed = not self.failed, True
         if first:
-            lines = str(error).strip().splitlines()
-            reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+            cause = getattr(error, "inner_exception", error)  # of which torch's own begins with other lines
+            lines = str(cause).strip().splitlines()
+            reason = f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
             warnings.warn(
                 f"{self._name} could not be compiled ({reason}) and runs uncompiled: the features are the same. "
                 "torch.compile needs a C++ compiler on CPUs and Triton on CUDA. compile=False asks for it silently.",

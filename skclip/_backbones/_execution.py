@@ -224,7 +224,9 @@ class Backbone:
         project: Callable[[torch.Tensor], torch.Tensor],
         size: int,
     ) -> int:
-        lanes = n_lanes() if len(out) > 1 else 1
+        lanes = n_lanes()
+        if len(out) < lanes:  # one forward pass by all cores
+            lanes = 1
         bounds = _cut(len(out), size, lanes, evenly=self._compiled is None)
         largest = int(max(np.diff(bounds), default=size))
         shrinks = [1]

@@ -62,11 +62,13 @@ def work_off(work: Callable[[int], None], n: int, lanes: int) -> None:
     pool = _pool(lanes)
     running = [pool.submit(lane) for _ in range(min(lanes, n))]
     try:
-        for future in running:
-            future.result()
+        while wait(running, timeout=1).not_done:  # on Windows Ctrl-C is heard only between two waits
+            pass
     finally:
         waiting.clear()
         wait([future for future in running if not future.cancel()])
+    for future in running:
+        future.result()
 
 
 def _pool(lanes: int) -> ThreadPoolExecutor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skclip._backbones._cards import Recipe, get_recipe
-from skclip._backbones._device import resolve_device, resolve_precision
+from skclip._backbones._device import resolve_device, resolve_precision, warn_slow_precision
 from skclip._backbones._execution import Backbone
 from skclip._backbones._hub import BackboneError, cached_file, hub_file
 
@@ -76,6 +76,7 @@ def load_backbone(model: str, *, device: str = "auto", precision: str = "auto", 
     recipe = get_recipe(model)
     target = resolve_device(device)
     kind = resolve_precision(precision, target)
+    warn_slow_precision(kind, target)
     path = _weights_path(recipe)
     digest = file_digest(path, recipe.card.name)
     key = (recipe.card, digest, str(target), kind, bool(compile))

@@ -55,6 +55,8 @@ def to_tensor(batch: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
 
     if isinstance(batch, torch.Tensor):
         return batch
+    if min(batch.strides) < 0:  # one row of a reversed view counts as contiguous
+        batch = batch.copy()
     return torch.from_numpy(np.require(batch, requirements=["C", "W"]))
 
 
@@ -73,7 +75,8 @@ class Uploads:
 
         self._batch = batch
         self._device = device
-        self._cuda: Any = torch.cuda if device.type == "cuda" and not _is_on(batch, device) else None
+        on_host = isinstance(batch, np.ndarray) or batch.device.type == "cpu"
+        self._cuda: Any = torch.cuda if device.type == "cuda" and on_host else None
         self._side: Any = self._cuda.Stream(device) if self._cuda else None
         self._next: tuple[int, int, torch.Tensor, Any] | None = None
         self._begun: list[Any] = []
@@ -100,7 +103,3 @@ class Uploads:
         with self._cuda.stream(self._side):
             pixels = to_tensor(self._batch[lo:hi]).to(self._device, non_blocking=True)
         return lo, hi, pixels, self._side.record_event()
-
-
-def _is_on(batch: Any, device: torch.device) -> bool:
-    return getattr(batch, "device", None) == device

@@ -11,7 +11,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from skclip._backbones import BackboneError, load_backbone
+from skclip._backbones import BackboneError, clear_backbones, load_backbone
 from skclip._backbones import _execution as execution
 from skclip._backbones._execution import run_batched
 
@@ -202,6 +202,258 @@ def test_other_errors_pass():
     device = SmallDevice(0, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run_batched(device, np.arange(9), np.empty((9, 1), np.float32), rows_at=lambda lo: 256)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 40])
+def test_lanes_give_the_rows_in_order_and_the_same_bytes_each_time(models, monkeypatch, lanes, n):
+    backbone = load_backbone(models("vit"), device="cpu")
+    X = pictures(n)
+    monkeypatch.setattr(execution, "n_lanes", lambda: 1)
+    expected = backbone.encode_images(X, batch_size=1)
+    monkeypatch.setattr(execution, "n_lanes", lambda: lanes)
+    found = backbone.encode_images(X, batch_size=4)
+    assert_allclose(found, expected, atol=1e-6)
+    for _ in range(3):
+        assert_array_equal(backbone.encode_images(X, batch_size=4), found)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "lanes", "parts"),
+    [
+        (0, 16, 2, []),
+        (1, 16, 2, [1]),
+        (10, 16, 2, [5, 5]),
+        (40, 16, 2, [10] * 4),
+        (256, 16, 2, [16] * 16),
+        (256, 16, 12, [10, 11, 11] * 8),
+        (7, 100, 1, [7]),
+        (7, 3, 1, [2, 2, 3]),
+    ],
+)
+def test_every_lane_has_as_much_to_do(n, size, lanes, parts):
+    assert np.diff(execution._cut(n, size, lanes)).tolist() == parts
+
+
+def test_lanes_do_not_split_what_is_too_little_for_all(models, monkeypatch):
+    backbone = load_backbone(models("vit"), device="cpu")
+    encode, seen = backbone.module.encode_image, []
+    monkeypatch.setattr(
+        backbone.module,
+        "encode_image",
+        lambda x, normalize: seen.append((len(x), threading.get_ident())) or encode(x, normalize=normalize),
+    )
+    monkeypatch.setattr(execution, "n_lanes", lambda: 4)
+    backbone.encode_images(pictures(3))
+    assert seen == [(3, threading.get_ident())]
+    seen.clear()
+    backbone.encode_images(pictures(4))
+    assert [size for size, _ in seen] == [1] * 4
+    assert threading.get_ident() not in {thread for _, thread in seen}
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_damage_is_found_on_lanes_too(models, monkeypatch, lanes):
+    backbone = load_backbone(models("vit"), device="cpu")
+    encode = backbone.module.encode_image
+
+    def spoil(x, normalize):
+        rows = encode(x, normalize=normalize)
+        rows[(x > 1.9).all(dim=(1, 2, 3))] = float("nan")  # white pictures
+        return rows
+
+    monkeypatch.setattr(backbone.module, "encode_image", spoil)
+    monkeypatch.setattr(execution, "n_lanes", lambda: lanes)
+    X = pictures(20)
+    X[[11, 13]] = 255
+    with pytest.raises(BackboneError, match=r"NaN or infinity for 2 of 20 pictures \(first at position 11\)"):
+        backbone.encode_images(X, batch_size=3)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_memory_runs_out_on_lanes_too(models, monkeypatch, lanes):
+    monkeypatch.setattr(execution, "n_lanes", lambda: lanes)
+    backbone = load_backbone(models("vit"), device="cpu")
+    X = pictures(40)
+    expected = backbone.encode_images(X)
+    clear_backbones()
+    backbone = load_backbone(models("vit"), device="cpu")
+    encode, sizes = backbone.module.encode_image, []
+
+    def small(x, normalize):
+        sizes.append(len(x))
+        if len(x) > 5:
+            raise torch.OutOfMemoryError("out of memory")
+        return encode(x, normalize=normalize)
+
+    monkeypatch.setattr(backbone.module, "encode_image", small)
+    assert_allclose(backbone.encode_images(X), expected, atol=1e-6)
+    assert 2 < backbone.picture_batch_size <= 5
+    sizes.clear()
+    backbone.encode_images(X)
+    assert max(sizes) <= 5
+
+
+def test_memory_for_not_even_one_on_lanes(models, monkeypatch):
+    backbone = load_backbone(models("vit"), device="cpu")
+
+    def never(x, normalize):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(backbone.module, "encode_image", never)
+    monkeypatch.setattr(execution, "n_lanes", lambda: 2)
+    with pytest.raises(BackboneError, match="not one picture fits"):
+        backbone.encode_images(pictures(9))
+
+
+class FakeTower:
+    """A module whose pictures take `seconds[len(batch)]` each on a clock of its own; rows are means of pictures."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.sizes = seconds, 0.0, []
+
+    def clock(self):
+        return self.now
+
+    def encode_image(self, x, normalize):
+        self.sizes.append(len(x))
+        self.now += len(x) * self.seconds[len(x)]
+        return x.mean(dim=(1, 2, 3))[:, None].expand(-1, 24).contiguous()
+
+
+@pytest.fixture
+def timed(models, monkeypatch, one_lane):
+    """``timed(seconds)``: a backbone with a `FakeTower`, and the tower."""
+
+    def make(seconds):
+        backbone = load_backbone(models("vit"), device="cpu")
+        tower = FakeTower(seconds)
+        monkeypatch.setattr(backbone, "module", tower)
+        monkeypatch.setattr(execution, "perf_counter", tower.clock)
+        return backbone, tower
+
+    return make
+
+
+def _means(backbone, X):
+    mean, std = np.array(backbone.card.mean), np.array(backbone.card.std)
+    return ((X / 255 - mean) / std).mean(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "begin", "size"),
+    [
+        ({8: 2, 16: 2, 32: 2}, [16, 16, 32, 32, 8, 8], 16),
+        ({16: 4, 32: 3, 64: 2}, [16, 16, 32, 32, 64, 64], 64),
+        ({8: 1, 16: 2, 32: 3}, [16, 16, 32, 32, 8, 8], 8),
+    ],
+)
+def test_auto_is_measured_on_the_first_pictures(timed, seconds, begin, size):
+    backbone, tower = timed(seconds)
+    X = pictures(256 + sum(begin))
+    rows = backbone.encode_images(X)
+    assert tower.sizes == [*begin, *[size] * (256 // size)]  # no picture twice
+    assert_allclose(rows[:, 0], _means(backbone, X), atol=1e-5)
+    assert backbone.picture_batch_size == size
+    tower.seconds = {size: 1000}  # what comes later changes nothing
+    tower.sizes.clear()
+    backbone.encode_images(X[:256])
+    assert tower.sizes == [size] * (256 // size)
+
+
+def test_auto_goes_on_measuring_in_the_next_call(timed):
+    backbone, tower = timed({10: 2, 16: 2, 4: 2, 32: 1, 64: 0.5})
+    backbone.encode_images(pictures(10))  # too few for one batch
+    backbone.encode_images(pictures(36))
+    assert tower.sizes == [10, 16, 16, 4]
+    assert backbone.picture_batch_size == 16
+    for _ in range(2):
+        backbone.encode_images(pictures(32))
+    assert backbone.picture_batch_size == 32
+    for _ in range(3):
+        backbone.encode_images(pictures(64))
+    assert tower.sizes[4:] == [32, 32, 64, 64, 64]
+    assert backbone.picture_batch_size == 64
+
+
+def test_a_given_batch_size_is_not_measured(timed):
+    backbone, tower = timed({4: 1})
+    backbone.encode_images(pictures(100), batch_size=4)
+    assert tower.sizes == [4] * 25
+    assert backbone.picture_batch_size == execution._PICTURES["cpu"][0]
+
+
+def test_one_thread_measures_at_a_time(timed):
+    backbone, tower = timed({16: 2})
+    with backbone._search.measuring:
+        backbone.encode_images(pictures(64))
+    assert tower.sizes == [16] * 4
+    assert backbone._search.trial == 16
+
+
+@pytest.mark.parametrize("gathered", [1, 5 * 24 * 4, 2**28])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_the_way_of_accelerators_gives_the_same_rows(models, monkeypatch, gathered, as_tensor):
+    """On the CPU, but gathered on the device and copied back together."""
+    backbone = load_backbone(models("vit"), device="cpu")
+    X = pictures(14)
+    expected = backbone.encode_images(X)
+    monkeypatch.setattr(backbone, "_fill_on_cpu", backbone._fill_from_device)
+    monkeypatch.setattr(execution, "_GATHERED_BYTES", gathered)
+    encode, sizes = backbone.module.encode_image, []
+
+    def small(x, normalize):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return encode(x, normalize=normalize)
+
+    monkeypatch.setattr(backbone.module, "encode_image", small)
+    found = backbone.encode_images(torch.from_numpy(X) if as_tensor else X, batch_size=4)
+    assert_allclose(found, expected, atol=1e-6)
+    assert sizes[:3] == [4, 2, 2]
+    assert 4 not in sizes[1:]
+    assert backbone.encode_images(X[:0]).shape == (0, 24)
+
+
+def test_tensors_are_pictures_too(models):
+    backbone = load_backbone(models("vit"), device="cpu")
+    X = pictures(5)
+    assert_array_equal(backbone.encode_images(torch.from_numpy(X)), backbone.encode_images(X))
+    strided = torch.from_numpy(X.transpose(0, 3, 1, 2).copy()).permute(0, 2, 3, 1)
+    assert_array_equal(backbone.encode_images(strided), backbone.encode_images(X))
+    with pytest.raises(ValueError, match=r"got torch.float32 \(5, 32, 32, 3\)"):
+        backbone.encode_images(torch.from_numpy(X).float())
+
+
+def test_memory_for_pictures(models, monkeypatch):
+    backbone = load_backbone(models("vit"), device="cpu")
+    made = backbone.empty_pictures(3)
+    assert (made.shape, made.dtype, made.flags.c_contiguous) == ((3, 32, 32, 3), np.uint8, True)
+    asked, empty = [], torch.empty
+
+    def fake(*shape, pin_memory=False, **options):
+        asked.append(pin_memory)
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", fake)
+    monkeypatch.setattr(backbone, "device", torch.device("cuda"))
+    made = backbone.empty_pictures(1000)
+    assert asked == [True]
+    made[:] = 7  # the memory lives as long as the array
+    assert (made.shape, made.dtype, made.sum()) == ((1000, 32, 32, 3), np.uint8, 7 * made.size)
+
+
+def test_towers_of_convolutions_alone_lie_channels_last(models, monkeypatch):
+    for kind, expected in (("vit", False), ("resnet", True)):
+        backbone = load_backbone(models(kind), device="cpu")
+        assert not backbone._channels_last()
+        monkeypatch.setattr(backbone, "device", torch.device("cuda"))
+        assert not backbone._channels_last()  # float32
+        monkeypatch.setattr(backbone, "precision", "fp16")
+        assert backbone._channels_last() == expected
+    kernel = next(p for p in backbone.module.visual.parameters() if p.ndim == 4 and p.shape[2] > 1)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_auto_remembers_what_fits(models, monkeypatch, one_lane):
