@@ -164,7 +164,7 @@ def reason_of(error: Exception, n_tries: int = 1) -> str:
             return f"the server denies access (HTTP {status})"
         return f"the server answers with an error (HTTP {status} {getattr(error, 'message', '')}".rstrip() + f"){tries}"
     if isinstance(error, FileNotFoundError):
-        return "there is no such file (404)"
+        return "there is no such file"
     if isinstance(error, PermissionError):
         return f"access is denied ({error})"
     if _is_timeout(error):
