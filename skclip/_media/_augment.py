@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from skclip._media._reading import SizedPicture
-from skclip._media._transform import RESAMPLING, pixels_of, reduction_to, resize_part
+from skclip._media._transform import RESAMPLING, pixels_of, reduction_to, resize_part, within
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
@@ -73,9 +73,8 @@ def augment_reduced(
     """As `augment`, from a picture that need not be decoded in its full size: the same regions, other pixels."""
     box, mirrored = _region(picture.size, seed, key, view, scale)
     height, width = size
-    small, reduction = picture.at(reduction_to(min((box[3] - box[1]) / height, (box[2] - box[0]) / width)))
-    left, top, right, bottom = (side / reduction for side in box)
-    region = resize_part(small, (left, top, right, bottom), size, RESAMPLING[interpolation])
+    small, frame = picture.at(reduction_to(min((box[3] - box[1]) / height, (box[2] - box[0]) / width)))
+    region = resize_part(small, within(frame, picture.size, box), size, RESAMPLING[interpolation])
     return _facing(pixels_of(region), mirrored)
 
 

@@ -46,6 +46,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+_FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # what is stored last comes first
 _OPACITY_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _COLOUR_MODES = ("P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -170,21 +171,38 @@ class SizedPicture:
         self._jpeg: Any = None
         if isinstance(data, _ENCODED):
             self._opened = opened = _open(data)
-            self._jpeg = data if isinstance(opened, JpegImageFile) else None
-            self.size = opened.size[::-1] if _orientation(opened) in _SIDEWAYS else opened.size
-        else:
-            self.size = self._whole().size
+            if isinstance(opened, JpegImageFile):  # of others the orientation may not be known before they are decoded
+                self._jpeg = data
+                self._orientation = _orientation(opened)
+                self.size = opened.size[::-1] if self._orientation in _SIDEWAYS else opened.size
+        if self._jpeg is None:
+            self._made[1] = self._whole()
+            self.size = self._made[1].size
 
-    def at(self, reduction: int) -> tuple[Image.Image, int]:
-        """The picture with sides of 1/1, 1/2, 1/4 or 1/8, rounded up, and by how much they were divided.
+    def at(self, reduction: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
+        """Decode the picture with sides of 1/1, 1/2, 1/4 or 1/8.
 
-        1, whatever was asked for, unless it is a JPEG file, which gives the smaller picture without making the whole.
+        Parameters
+        ----------
+        reduction : {1, 2, 4, 8}
+            Only a JPEG file heeds it, which gives the smaller picture without making the whole.
+
+        Returns
+        -------
+        picture : PIL.Image.Image
+            As `read_picture` gives it, with sides rounded up.
+        frame : (float, float, float, float)
+            (left, top, right, bottom) of the whole picture within the smaller one, which rounding has made larger.
         """
         if self._jpeg is None:
             reduction = 1
         if reduction not in self._made:
             self._made[reduction] = self._whole() if reduction == 1 else self._reduced(reduction)
-        return self._made[reduction], reduction
+        picture = self._made[reduction]
+        width, height = self.size[0] / reduction, self.size[1] / reduction
+        left = picture.width - width if reduction > 1 and self._orientation in _FROM_RIGHT else 0.0
+        top = picture.height - height if reduction > 1 and self._orientation in _FROM_BOTTOM else 0.0
+        return picture, (left, top, left + width, top + height)
 
     def _whole(self) -> Image.Image:
         if isinstance(self._item, SharedPicture) or self._opened is None:

@@ -68,7 +68,7 @@ class PictureTransform:
     def __call__(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Make a read-only uint8 array (height, width, 3) of a picture of mode "RGB" or "L"."""
         if self.decode == "fast":
-            return self._fast(picture, picture.size, 1)
+            return self._fast(picture, picture.size, (0, 0, *picture.size))
         resized, resample = self._resized(picture.size), self._filter()
         if self.resize_mode == "shortest" and resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
             return pixels_of(_resize_centre(picture, resized, self.size, resample))
@@ -77,8 +77,8 @@ class PictureTransform:
     def reduced(self, picture: SizedPicture) -> NDArray[np.uint8]:
         """What "fast" makes of a picture that need not be decoded in its full size."""
         (width, height), resized = picture.size, self._resized(picture.size)
-        small, reduction = picture.at(reduction_to(min(height / resized[0], width / resized[1])))
-        return self._fast(small, picture.size, reduction)
+        small, frame = picture.at(reduction_to(min(height / resized[0], width / resized[1])))
+        return self._fast(small, picture.size, frame)
 
     def key(self) -> str:
         """Text that differs whenever the pixels could."""
@@ -104,18 +104,30 @@ class PictureTransform:
     def _fill(self) -> int:
         return self.fill_color if self.resize_mode == "longest" else 0
 
-    def _fast(self, picture: Image.Image, source: tuple[int, int], reduction: int) -> NDArray[np.uint8]:
-        """Pixels of a picture whose sides `source` were divided by `reduction`."""
+    def _fast(
+        self, picture: Image.Image, source: tuple[int, int], frame: tuple[float, float, float, float]
+    ) -> NDArray[np.uint8]:
+        """Pixels of a picture of size `source` = (width, height), of which `picture` holds a smaller one in `frame`."""
         resized = self._resized(source)
-        top, bottom, kept_height = _kept_part(source[1] / reduction, resized[0], self.size[0])
-        left, right, kept_width = _kept_part(source[0] / reduction, resized[1], self.size[1])
-        part = resize_part(picture, (left, top, right, bottom), (kept_height, kept_width), self._filter())
+        top, bottom, kept_height = _kept_part(source[1], resized[0], self.size[0])
+        left, right, kept_width = _kept_part(source[0], resized[1], self.size[1])
+        box = within(frame, source, (left, top, right, bottom))
+        part = resize_part(picture, box, (kept_height, kept_width), self._filter())
         return pixels_of(_centre(part, self.size, self._fill()))
 
 
 def reduction_to(ratio: float) -> int:
     """By how much the sides of a JPEG may be divided as it is decoded, if they are then divided by `ratio` in all."""
     return next((reduction for reduction in (8, 4, 2) if ratio / reduction >= _MARGIN), 1)
+
+
+def within(
+    frame: tuple[float, float, float, float], source: tuple[int, int], box: tuple[float, float, float, float]
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in a picture of size `source`, moved to where `frame` holds it in another size."""
+    across, down = (frame[2] - frame[0]) / source[0], (frame[3] - frame[1]) / source[1]
+    left, top, right, bottom = box
+    return frame[0] + left * across, frame[1] + top * down, frame[0] + right * across, frame[1] + bottom * down
 
 
 def resize_part(

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from skclip._media import PictureError, content_key, load_item, read_picture
+from skclip._media import PictureError, SharedPicture, content_key, load_item, read_picture
+from skclip._media._reading import SizedPicture
 
 
 def pattern(height=7, width=11, channels=3, seed=0):
@@ -269,7 +270,12 @@ def bad_files(folder):
     (folder / "damaged.png").write_bytes(damaged)
 
 
+def read_reduced(item):
+    return SizedPicture(item).at(2)[0]
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("read", [read_picture, read_reduced])
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -289,14 +295,14 @@ def bad_files(folder):
         ("x" * 5000, "cannot be read"),
     ],
 )
-def test_reasons_for_files(tmp_path, monkeypatch, name, reason):
+def test_reasons_for_files(tmp_path, monkeypatch, read, name, reason):
     bad_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PictureError, match=reason):
-        read_picture(name)
+        read(name)
     if os.path.isfile(name.split("\0")[0]):
         with pytest.raises(PictureError, match=reason):
-            read_picture((tmp_path / name).read_bytes())
+            read((tmp_path / name).read_bytes())
 
 
 def test_warnings_as_errors_do_not_change_the_reason():
@@ -403,6 +409,55 @@ def test_threads_may_share_one_lazily_opened_image():
         with ThreadPoolExecutor(8) as pool:
             for picture in pool.map(read_picture, [shared] * 16):
                 np.testing.assert_array_equal(np.asarray(picture), pixels)
+
+
+# Smaller than they are
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_upright_and_knows_its_size(orientation):
+    coarse = Image.fromarray(pattern(4, 5)).resize((161, 97), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(coarse, "JPEG", exif=exif, quality=95)
+    whole, sized = read_picture(data), SizedPicture(data)
+    assert sized.size == whole.size
+    for reduction in (2, 4, 8, 1):
+        small, frame = sized.at(reduction)
+        assert small.size == tuple(-(-side // reduction) for side in whole.size)
+        grown = np.asarray(small.resize(whole.size, Image.Resampling.BICUBIC, box=frame)).astype(int)
+        assert np.abs(grown - np.asarray(whole)).mean() < 3, reduction
+        assert sized.at(reduction)[0] is small
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_other_formats_are_read_whole(format):
+    data = encoded(Image.fromarray(pattern(40, 60)), format)
+    picture, frame = SizedPicture(data).at(4)
+    assert frame == (0, 0, 60, 40)
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(read_picture(data)))
+
+
+def test_a_jpeg_of_several_pictures_is_reduced_too():
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    picture, frame = SizedPicture(data).at(2)
+    assert picture.size == frame[2:] == (32, 24)
+    assert picture.getpixel((3, 3))[0] > 250
+
+
+def test_a_shared_picture_is_reduced_once():
+    data = encoded(Image.fromarray(pattern(64, 64)), "JPEG")
+    shared = SharedPicture(data)
+    shared.hold()
+    first, second = SizedPicture(shared), SizedPicture(shared)
+    assert first.size == (64, 64)
+    assert first.at(2)[0] is second.at(2)[0]
+    assert first.at(1)[0] is read_picture(shared)
+    assert shared.held_bytes() == len(data) + 3 * (32 * 32 + 64 * 64)
+    shared.release()
+    assert shared.held_bytes() == 0
 
 
 # Content

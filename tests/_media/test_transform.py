@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,8 @@ from PIL import Image
 
 from skclip._backbones._open_clip import import_open_clip
 from skclip._media import PictureTransform, augment, read_picture
-from skclip._media._augment import _crop_box, _draws
+from skclip._media._augment import _crop_box, _draws, augment_reduced
+from skclip._media._reading import SizedPicture
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +121,80 @@ def test_the_key_tells_transforms_apart():
         dataclasses.replace(base, interpolation="bilinear"),
         dataclasses.replace(base, resize_mode="squash"),
         dataclasses.replace(base, fill_color=1),
+        dataclasses.replace(base, decode="fast"),
     ]
-    assert len({transform.key() for transform in [base, *others]}) == 5
+    assert len({transform.key() for transform in [base, *others]}) == 6
     assert base.key() == PictureTransform((32, 48)).key()
 
 
-@pytest.mark.parametrize("wrong", [{"interpolation": "nearest"}, {"resize_mode": "crop"}])
+def test_the_key_of_exact_pixels_stays_what_stores_know():
+    assert PictureTransform((32, 48)).key() == "rules=1 size=32x48 bicubic shortest fill=0"
+
+
+# decode="fast"
+
+
+def photograph(width, height, mode="RGB"):
+    """Smooth, and sharp enough for a crop in the wrong place to show."""
+    rng = np.random.default_rng(width + height)
+    coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def jpeg(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (41, 24)])
+@pytest.mark.parametrize("source", [(20, 15), (64, 48), (131, 97), (397, 500), (641, 427), (100, 900)])
+def test_fast_shows_what_exact_shows(size, resize_mode, source):
+    exact = PictureTransform(size, resize_mode=resize_mode, fill_color=9)
+    fast = dataclasses.replace(exact, decode="fast")
+    for orientation in (1, 3, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for mode in ("RGB", "L", "CMYK"):
+            data = jpeg(photograph(*source, mode), exif=exif)
+            expected = exact(read_picture(data)).astype(int)
+            for pixels in (fast.reduced(SizedPicture(data)), fast(read_picture(data))):
+                assert pixels.shape == (*size, 3)
+                assert pixels.dtype == np.uint8
+                assert np.abs(pixels - expected).mean() < 4, (orientation, mode)
+
+
+def test_fast_without_reduction_differs_by_rounding_alone():
+    for source in [(101, 37), (223, 225), (224, 224), (640, 427), (427, 640), (880, 895)]:
+        image, exact = photograph(*source), PictureTransform((224, 224))
+        difference = dataclasses.replace(exact, decode="fast")(image) - exact(image).astype(int)
+        assert np.abs(difference).max() <= 2, source
+
+
+def test_a_jpeg_is_decoded_in_the_smallest_size_that_suffices(monkeypatch):
+    asked = []
+    original = SizedPicture.at
+    monkeypatch.setattr(SizedPicture, "at", lambda self, k: asked.append(k) or original(self, k))
+    transform = PictureTransform((50, 50), decode="fast")
+    for side in (50, 149, 150, 299, 300, 599, 600, 5000):
+        transform.reduced(SizedPicture(jpeg(Image.new("RGB", (side, side + 20)))))
+    assert asked == [1, 1, 2, 2, 4, 4, 8, 8]
+    small, frame = SizedPicture(jpeg(Image.new("L", (333, 201)))).at(4)
+    assert (small.size, small.mode, frame) == ((84, 51), "L", (0, 0, 83.25, 50.25))
+    assert SizedPicture(Image.new("L", (333, 201))).at(4)[0].size == (333, 201)
+
+
+def test_fast_views_show_what_exact_views_show():
+    image = photograph(640, 500)
+    for data in (jpeg(image), image):
+        for view in range(1, 7):
+            options = {"seed": 3, "key": b"k", "view": view, "size": (40, 32)}
+            exact, fast = augment(image, **options), augment_reduced(SizedPicture(data), **options)
+            assert np.abs(fast - exact.astype(int)).mean() < 4
+
+
+@pytest.mark.parametrize("wrong", [{"interpolation": "nearest"}, {"resize_mode": "crop"}, {"decode": "draft"}])
 def test_unknown_options(wrong):
     name = next(iter(wrong))
     with pytest.raises(ValueError, match=f"{name}='{wrong[name]}' must be one of"):
