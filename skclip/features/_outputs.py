@@ -79,19 +79,18 @@ def open_extraction(out: str | os.PathLike[str]) -> Extraction:
     Examples
     --------
     >>> import tempfile
-    >>> import numpy as np
-    >>> from skclip.features._outputs import open_extraction, open_writer
+    >>> from skclip.datasets import make_picture_world
+    >>> from skclip.features import CLIPFeatures, extract, open_extraction
     >>> folder = tempfile.mkdtemp()
-    >>> with open_writer(folder, n_columns=2, settings={"model": "skclip-tiny"}) as writer:
-    ...     writer.write(["a.jpg", "b.jpg"], np.array([[0.6, 0.8], [np.nan, np.nan]]), [(1, "is a text file")])
-    ...     writer.finish()
+    >>> pictures = [*make_picture_world(2).images, "gone.jpg"]
+    >>> _ = extract(pictures, folder, CLIPFeatures("skclip-tiny"), verbose=0)
     >>> extraction = open_extraction(folder)
+    >>> extraction.features.shape
+    (3, 128)
     >>> extraction.names
-    ['a.jpg', 'b.jpg']
-    >>> extraction.features[0]
-    array([0.6, 0.8], dtype=float32)
+    ['0', '1', 'gone.jpg']
     >>> extraction.failures
-    [(1, 'b.jpg', 'is a text file')]
+    [(2, 'gone.jpg', 'no such file')]
     """
     folder = Path(out)
     with explained(folder, "Opening the extraction in the folder"):
@@ -256,6 +255,17 @@ def merge_extractions(
     ------
     OutputError
         A shard is missing, there twice, unfinished or of another extraction, or `out` cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from skclip.datasets import make_picture_world
+    >>> from skclip.features import CLIPFeatures, extract, merge_extractions
+    >>> folder, tiny = tempfile.mkdtemp(), CLIPFeatures("skclip-tiny")
+    >>> pictures = make_picture_world(3).images
+    >>> shards = [extract(pictures, folder, tiny, shard=f"{i}/2", verbose=0).folder for i in range(2)]
+    >>> merge_extractions(shards, f"{folder}/all").names
+    ['0', '1', '2']
     """
     shards = _in_order([open_extraction(folder) for folder in folders])
     first = shards[0]
@@ -359,8 +369,8 @@ def _shard(shard: Extraction) -> tuple[int, int]:
 
 
 def _common(shard: Extraction) -> dict[str, Any]:
-    """What the shards of one extraction agree in."""
-    own = {key: value for key, value in shard.settings.items() if key not in ("shard", TAKEN_OVER)}
+    """What the shards of one extraction agree in; machines differ in how many pictures they take together."""
+    own = {key: value for key, value in shard.settings.items() if key not in ("shard", "block", TAKEN_OVER)}
     return {**own, "n_columns": shard.n_columns, "number of shards": _shard(shard)[1]}
 
 

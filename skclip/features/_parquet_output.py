@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,6 @@ from skclip.features._output_files import HEADER_BYTES, RESERVED, OutputError, p
 
 # A group of rows is what is in memory while a file is written or read.
 _GROUP_BYTES = 2**23
-_BATCH = 4096
 _LARGEST_INT = 2**63 - 1
 _LARGEST_EXACT = 2**53
 _JSON_TEXT = {b"skclip": b"json"}
@@ -55,7 +54,7 @@ def write_part(folder: Path, *, number: int, features: Path, manifest: Path, n_r
     pa = import_pyarrow()
     path = folder / part_name(number)
     if number == 0:
-        schema = _schema(manifest, n_columns)
+        schema = _schema(islice(read_lines(manifest), n_rows), n_columns)
     else:
         with _opened(folder / part_name(0)) as first:
             schema = first.schema_arrow
@@ -86,13 +85,13 @@ def group_rows(n_columns: int) -> int:
 
 def read_names(path: Path) -> Iterator[str]:
     """The names in one file."""
-    for names in _batches(path, "name"):
+    for names in _arrays(path, "name"):
         yield from names.to_pylist()
 
 
 def read_features(path: Path) -> Iterator[NDArray[np.float32]]:
     """The rows of one file in blocks."""
-    for features in _batches(path, "features"):
+    for features in _arrays(path, "features"):
         yield features.flatten().to_numpy().reshape(len(features), -1)
 
 
@@ -102,17 +101,18 @@ def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
         schema = file.schema_arrow
         columns = [name for name in schema.names if name != "features"]
         encoded = [name for name in columns if name == "extra" or schema.field(name).metadata == _JSON_TEXT]
-        for batch in file.iter_batches(_BATCH, columns=columns, use_threads=False):
-            for line in batch.to_pylist():
+        for k in range(file.num_row_groups):
+            for line in file.read_row_group(k, columns=columns, use_threads=False).to_pylist():
                 line |= {name: json.loads(line[name]) for name in encoded if line[name] is not None}
                 error, extra = line.pop("error"), line.pop("extra")
                 yield {**line, **(extra or {}), **({} if error is None else {"error": error})}
 
 
-def _batches(path: Path, column: str) -> Iterator[Any]:
+def _arrays(path: Path, column: str) -> Iterator[Any]:
+    """A column of one file; by groups, because pyarrow's iteration over batches comes to hold the whole file."""
     with _opened(path) as file:
-        for batch in file.iter_batches(_BATCH, columns=[column], use_threads=False):
-            yield batch.column(column)
+        for k in range(file.num_row_groups):
+            yield from file.read_row_group(k, columns=[column], use_threads=False).column(column).chunks
 
 
 @contextmanager
@@ -131,11 +131,11 @@ def _leaves(schema: Any) -> list[str]:
     return [_FEATURES_LEAF if name == "features" else name for name in schema.names]
 
 
-def _schema(manifest: Path, n_columns: int) -> Any:
+def _schema(lines: Iterable[dict[str, Any]], n_columns: int) -> Any:
     """The columns that hold the lines of a manifest."""
     pa = import_pyarrow()
     kinds: dict[str, set[str]] = {}
-    for line in read_lines(manifest):
+    for line in lines:
         for key, value in line.items():
             if key not in RESERVED:
                 kinds.setdefault(key, set()).add(_kind(value))

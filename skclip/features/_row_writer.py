@@ -33,7 +33,6 @@ from skclip.features._output_files import (
     FAILURES,
     FEATURES,
     FINAL_NAMES,
-    HEADER_BYTES,
     JOURNAL,
     KIND,
     MANIFEST,
@@ -282,6 +281,8 @@ class RowWriter:
             return
         self._check_open()
         with explained(self.folder, "Finishing the extraction in the folder"):
+            for file, size in zip(self._data, self._sizes()):
+                file.truncate(size)  # a write that failed halfway may have left more
             if self._rows_per_file is not None and (self._commit.held or not self.n_rows):
                 self._close_part(final=True)
             else:
@@ -317,14 +318,17 @@ class RowWriter:
             self._open_files(end)
 
     def _open_files(self, end: int) -> None:
-        commit, width = self._commit, self._state["n_columns"]
-        sizes = {FEATURES: npy_bytes(commit.held, width), MANIFEST: commit.manifest, FAILURES: commit.failures}
-        for name, size in sizes.items():
+        for name, size in zip((FEATURES, MANIFEST, FAILURES), self._sizes()):
             self._files.append(open_sized(self.folder / (name + PART), size))
         self._data = tuple(self._files)
         self._files.append(open_sized(self.folder / JOURNAL, end))
         self._journal = self._files[-1]
         self._journal.seek(end)
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """Bytes of features, manifest and failures that count."""
+        commit = self._commit
+        return npy_bytes(commit.held, self._state["n_columns"]), commit.manifest, commit.failures
 
     def _check_open(self) -> None:
         if self.finished:
@@ -370,8 +374,7 @@ class RowWriter:
             "".join(lines).encode(),
             "".join(failure_line(first + i, names[i], reasons[i]) for i in failed).encode(),
         )
-        starts = (npy_bytes(commit.held, data.shape[1]), commit.manifest, commit.failures)
-        for file, start, piece in zip(self._data, starts, pieces):
+        for file, start, piece in zip(self._data, self._sizes(), pieces):
             file.seek(start)  # an attempt before may have failed halfway
             write_all(file, piece)
         self._commit = Commit(
@@ -396,8 +399,6 @@ class RowWriter:
         )
         # Killed before this record, the next run holds these rows still and writes the same file again.
         self._record(replace(commit, held=0, manifest=0, final=final), self._data[-1])
-        for file, size in zip(self._data, (HEADER_BYTES, 0)):
-            file.truncate(size)
 
     def _record(self, commit: Commit, *files: IO[bytes]) -> None:
         for file in files:

@@ -494,6 +494,25 @@ def test_a_full_disk_loses_nothing(tmp_path, format, often, monkeypatch):
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
+@FORMATS
+def test_a_write_that_failed_halfway_leaves_no_trace(tmp_path, format, monkeypatch):
+    def write_twice(file, data):
+        file.write(data)
+        file.write(data)
+        if file.name.endswith("failures.jsonl.part"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with begin(tmp_path / "cut", format=format) as writer:
+        write(writer, range(5))
+        with monkeypatch.context() as patch:
+            patch.setattr(_row_writer, "write_all", write_twice)
+            with pytest.raises(OutputError, match="No space left on device"):
+                write(writer, range(5, 11))
+        writer.finish()
+    run(tmp_path / "whole", 5, format=format)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
 def test_data_are_on_the_disk_before_the_journal_says_so(tmp_path, monkeypatch, often):
     steps = []
     real_sync, real_write = os.fsync, _row_writer.write_all
