@@ -529,12 +529,14 @@ def _prints(keys: NDArray[np.uint32]) -> NDArray[np.uint64]:
 
 
 @lru_cache(maxsize=16)
-def _weights(n: int) -> NDArray[np.uint64]:
-    """Odd random numbers, the same everywhere and for ever (SplitMix64)."""
-    numbers = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+def _weights(dim: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Weights of a key (4,) and of a row (dim,) and a term (1,) of the width: odd and random, the same for ever."""
+    numbers = np.arange(1, 6 + dim, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    # SplitMix64
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         numbers = (numbers ^ (numbers >> np.uint64(shift))) * np.uint64(factor)
-    return numbers ^ (numbers >> np.uint64(31)) | np.uint64(1)
+    odd = numbers ^ (numbers >> np.uint64(31)) | np.uint64(1)
+    return odd[:4], odd[5:], odd[4:5] * np.uint64(dim)
 
 
 def _checksums(keys: NDArray[np.uint32], data: NDArray[np.uint32]) -> NDArray[np.uint64]:
@@ -543,9 +545,8 @@ def _checksums(keys: NDArray[np.uint32], data: NDArray[np.uint32]) -> NDArray[np
     A weighted sum modulo 2**64 with odd weights: no damage within one 32-bit word goes unnoticed, other damage
     does once in 2**33 times. All rows at once, which is 3 times faster than a CRC row by row.
     """
-    dim = data.shape[1]
-    weights = _weights(5 + dim)
-    return np.einsum("ij,j->i", data, weights[5:]) + keys @ weights[:4] + weights[4:5] * np.uint64(dim)
+    key_weights, row_weights, width = _weights(data.shape[1])
+    return np.einsum("ij,j->i", data, row_weights) + keys @ key_weights + width
 
 
 def _read_records(file: FileIO, places: NDArray[np.int64], records: NDArray[np.uint32]) -> None:
