@@ -326,10 +326,13 @@ class Backbone:
         return out
 
     def _channels_last(self) -> bool:
-        """Whether the picture tower is one of convolutions in half precision on CUDA: these run faster so."""
+        """Whether the picture tower now lies in memory with its channels last: one of convolutions runs faster so.
+
+        On CPUs RN50 takes a tenth less time; on CUDA the units for half precision want it.
+        """
         import torch
 
-        if self.device.type != "cuda" or self.precision == "float32":
+        if self.device.type == "mps" or (self.device.type == "cuda" and self.precision == "float32"):
             return False
         tower: Any = self.module.visual
         n_convolutions = sum(isinstance(part, torch.nn.Conv2d) for part in tower.modules())
