@@ -19,7 +19,8 @@ _RULES = 1
 # A strip resized by its short side can grow to any size, although a crop is all that remains of it.
 _MAX_RESIZED_PIXELS = 2**26
 
-# Of "fast", chosen by the features' cosine (`tests/benchmarks/test_reading.py`): a JPEG is decoded smaller as long as
+# Of "fast", chosen by the features' cosine (`tests/benchmarks/test_reading.py`; with a margin of 1 its mean falls to
+# 0.996): a JPEG is decoded smaller as long as
 # its sides stay this many times those of the result, and pixels are averaged to twice those before they are resized.
 _MARGIN = 1.5
 _GAP = 2.0
@@ -48,7 +49,9 @@ class PictureTransform:
     The pixels are open_clip's own, bit for bit, for pictures of mode "RGB" and "L". One exception: where
     fitting the short side would make more than 67 million pixels (side ratios above 1300 for a size of 224),
     only the part that is kept is resized, equal up to rounding. The pixels of "fast" are others; geometry, orientation,
-    colours, limits and reasons for refusal are the same.
+    colours, limits and reasons for refusal are the same. Features of "skclip-tiny" (48 pixels) of JPEGs of 250 x 188 to
+    1000 x 750 pixels had a cosine of 0.9996 or more with the exact ones on average and 0.996 at least; where nothing
+    is decoded smaller, as from 500 x 375 to 224, pixels differ by rounding alone.
     """
 
     size: tuple[int, int]
