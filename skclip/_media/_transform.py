@@ -19,9 +19,9 @@ _RULES = 1
 # A strip resized by its short side can grow to any size, although a crop is all that remains of it.
 _MAX_RESIZED_PIXELS = 2**26
 
-# Of "fast", chosen by the features' cosine (`tests/benchmarks/test_reading.py`; with a margin of 1 its mean falls to
-# 0.996): a JPEG is decoded smaller as long as
-# its sides stay this many times those of the result, and pixels are averaged to twice those before they are resized.
+# Of "fast", chosen by the features' cosine (`tests/benchmarks/test_reading.py`; a margin of 1 lets its mean fall to
+# 0.996): a JPEG is decoded smaller as long as its sides stay this many times those of the result, and pixels are
+# averaged to twice those before they are resized.
 _MARGIN = 1.5
 _GAP = 2.0
 
