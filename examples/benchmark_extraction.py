@@ -512,15 +512,18 @@ def measure_store(paths: Sequence[str], folder: Path, rounds: int, n_rows: int) 
 
 
 def measure_engines(
-    model: str, paths: Sequence[str], folder: Path, rounds: int, batch_sizes: Sequence[int] = (1, 8, 16, 32)
+    model: str, paths: Sequence[str], n: int, folder: Path, rounds: int, batch_sizes: Sequence[int] = (1, 8, 16, 32)
 ) -> dict[str, Any]:
-    """Engines that could stand in for torch on the CPU: pictures per second by batch size, and their features."""
+    """Engines that could stand in for torch on the CPU: pictures per second by batch size, and their features.
+
+    The last 64 of `n` pictures calibrate. skclip-tiny gets drawn pictures, which are what it was trained on.
+    """
     backbone = load_backbone(model, device="cpu", precision="float32")
     size = backbone.card.image_size[0]
     if model == "skclip-tiny":
-        pixels = make_picture_world(len(paths), random_state=0).images
+        pixels = make_picture_world(n, random_state=0).images
     else:
-        pixels = np.stack([pixels_of(path, size, fast=False) for path in paths])
+        pixels = np.stack([pixels_of(path, size, fast=False) for path in paths[:n]])
     scale = [np.float32(values) for values in (backbone.card.mean, backbone.card.std)]
     ready = ((np.float32(pixels) / np.float32(255) - scale[0]) / scale[1]).transpose(0, 3, 1, 2).copy()
     calibration, ready, pixels = ready[-64:], ready[:-64], pixels[:-64]
@@ -634,8 +637,8 @@ def engine_makers(
         "OpenVINO float32, lanes": with_openvino(plan),
         "OpenVINO int8 (NNCF), lanes": with_openvino(quantized),
     }
+    makers["ONNX Runtime float32, plain"] = with_onnx("float32", lanes=False)
     for name in ("float32", "dynamic int8", "static int8"):
-        makers[f"ONNX Runtime {name}, threads"] = with_onnx(name, lanes=False)
         makers[f"ONNX Runtime {name}, lanes"] = with_onnx(name, lanes=True)
     return makers
 
@@ -842,7 +845,9 @@ def measure(part: str, paths: Sequence[str], folder: Path, options: argparse.Nam
         return measure_accelerator(paths, folder, options.repeats)
     if part == "engines":
         models = (named_model(folder, "ViT-B-32"), "skclip-tiny")  # the bundled weights are the only trained ones
-        return {"models": [measure_engines(model, paths, folder, options.repeats) for model in models]}
+        # whole batches of 32 after the 64 of the calibration, and many more of the small pictures
+        counts = (64 + max(32, (len(paths) - 64) // 32 * 32), 2112)
+        return {"models": [measure_engines(m, paths, n, folder, options.repeats) for m, n in zip(models, counts)]}
     return compare_loops(part, paths, folder, options.repeats)
 
 
