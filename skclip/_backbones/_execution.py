@@ -28,7 +28,6 @@ _PICTURES = {"cpu": (16, 8, 64), "mps": (64, 64, 256), "cuda": (256, 256, 1024)}
 _AUTO_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # Rows that wait on an accelerator to be copied back together.
 _GATHERED_BYTES = 2**28
-_BLOCK_BYTES = 2**26
 # Transformers have a few in their stem.
 _STEM_CONVOLUTIONS = 8
 
@@ -88,11 +87,11 @@ class Backbone:
         """Pictures per forward pass that ``batch_size="auto"`` means, as far as it has been measured."""
         return self._search.size
 
-    @property
-    def pictures_together(self) -> int:
-        """How many pictures suit one call of `encode_images`: enough for every core, and not above 64 MiB."""
-        height, width = self.card.image_size
-        return max(1, min(256 if self.device.type == "cpu" else 1024, _BLOCK_BYTES // (height * width * 3)))
+    def settle_batch_size(self) -> int:
+        """Find out on blank pictures what ``batch_size="auto"`` is to be, if that is still open, and return it."""
+        while self._compiled is None and (size := self._search.trial) is not None:
+            self.encode_images(self.empty_pictures(size * (n_lanes() if self.device.type == "cpu" else 1)))
+        return self._search.size
 
     def empty_pictures(self, n: int) -> NDArray[np.uint8]:
         """Memory for `n` pictures from which `encode_images` reads at full speed.
