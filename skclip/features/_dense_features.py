@@ -215,10 +215,8 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
     def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features of raw rows (n, (1 + h * w) * d), in the shape that `layout` asks for."""
         card = get_card(self.model)
-        tokens = rows.reshape(-1, card.dim)
-        if self.normalize:
-            tokens = unit_rows(tokens)
-        tokens = tokens.reshape(len(rows), -1, card.dim)
+        flat = rows.reshape(-1, card.dim)
+        tokens = (unit_rows(flat) if self.normalize else flat).reshape(len(rows), -1, card.dim)
         if not self.global_token:
             tokens = tokens[:, 1:]
         if self.layout == "flat":

@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -340,7 +340,7 @@ class _PictureJob:
         self._plain = execution.namespace(kind)
         self._augmented = execution.namespace(f"{kind} crop_flip {seed}")
 
-    def prepare_ahead(self, blocks: Iterator[Sequence[Any]]) -> Iterator[_Prepared]:
+    def prepare_ahead(self, blocks: Iterator[Sequence[Any]]) -> Generator[_Prepared]:
         """Blocks in order, prepared while the caller works on those before."""
         execution = self.execution
         with (

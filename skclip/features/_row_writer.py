@@ -62,8 +62,8 @@ from skclip.features._output_files import (
 )
 
 COMMIT_SECONDS = 2.0
-# A run may be continued with another batch size, which is then that of the run.
-TAKEN_OVER = "batch_size"
+# A run may be continued with another batch size and other versions; what it was begun with counts and stays noted.
+TAKEN_OVER = ("batch_size", "versions")
 
 _END = object()
 _SHAPE = ("format", "n_columns", "rows_per_file")
@@ -89,7 +89,7 @@ def open_writer(
         Width of a row.
     settings : dict
         What the rows depend on, of values that JSON knows. A run is continued only with equal settings, "batch_size"
-        apart, which is taken over from the folder.
+        and "versions" apart, which are taken over from the folder.
     resume : bool, default=True
         Whether to go on with what lies there. With False an extraction there, finished or not, is replaced.
     format : {"npy", "parquet"}, default="npy"
@@ -271,7 +271,7 @@ class RowWriter:
         Call it before the first `write`, so that all rows are of one batch size.
         """
         self._check_open()
-        self.settings[TAKEN_OVER] = batch_size
+        self.settings["batch_size"] = batch_size
         with explained(self.folder, "Writing into the folder"):
             write_json(self.folder / (STATE + PART), self._state)
 
@@ -487,8 +487,7 @@ def check_files(folder: Path, state: dict[str, Any]) -> None:
 def _agreed(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The document found, if that which is wanted differs in nothing but what is taken over."""
     old, new = ({**document["settings"], **{key: document[key] for key in _SHAPE}} for document in (found, wanted))
-    if TAKEN_OVER in old:
-        new[TAKEN_OVER] = old[TAKEN_OVER]
+    new.update({name: old[name] for name in TAKEN_OVER if name in old})
     unequal = [f"{name} was {was!r} and is {now!r}" for name, was, now in differences(old, new)]
     if unequal:
         raise OutputError(

@@ -70,6 +70,8 @@ class Source:
         How many items there are in all shards; None where it is not known beforehand.
     shard : (int, int), default=(0, 1)
         The i-th of n, which is part of the description and of the count.
+    shard_unit : {"item", "tar"}, default="item"
+        Whether shards hold every n-th item or every n-th tar.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Source:
         items: Callable[[], Iterator[SourceItem]],
         count: Callable[[], int | None] = unknown_count,
         shard: Shard = (0, 1),
+        shard_unit: str = "item",
     ) -> None:
+        self.shard_unit = shard_unit
         self._what = what
         self._items = items
         self._count = count

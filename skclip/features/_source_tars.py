@@ -31,8 +31,9 @@ _EXTRA_SUFFIXES = ("txt", "json", "cls")
 def open_tars(tars: Sequence[str], column: str | None, shard: Shard) -> Source:
     """Pictures of tar shards; with as many tars as shards or more, a shard is whole tars."""
     what = f"tar shard {tars[0]!r}" if len(tars) == 1 else f"{len(tars)} tar shards from {tars[0]!r} on"
-    own, step = (tars[shard[0] :: shard[1]], (0, 1)) if len(tars) >= shard[1] else (tars, shard)
-    return Source(what, partial(_items, own, column, step), shard=shard)
+    if len(tars) >= shard[1] > 1:
+        return Source(what, partial(_items, tars[shard[0] :: shard[1]], column, (0, 1)), shard=shard, shard_unit="tar")
+    return Source(what, partial(_items, tars, column, shard), shard=shard)
 
 
 def _items(tars: Sequence[str], column: str | None, shard: Shard) -> Iterator[SourceItem]:
