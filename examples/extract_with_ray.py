@@ -17,8 +17,7 @@ import argparse
 import ray
 import ray.data
 
-from skclip.features import CLIPFeatures
-from skclip.features._batch_encoder import BatchEncoder
+from skclip.features import BatchEncoder, CLIPFeatures
 
 PICTURES = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"]
 

@@ -8,8 +8,7 @@ from PIL import Image
 
 from skclip import CLIPFeatures
 from skclip.datasets import make_picture_world
-from skclip.features import DenseCLIPFeatures, PictureError
-from skclip.features._batch_encoder import BatchEncoder
+from skclip.features import BatchEncoder, DenseCLIPFeatures, PictureError
 
 LENIENT = CLIPFeatures("skclip-tiny", store=None, on_error="nan")
 
