@@ -463,7 +463,8 @@ class _Directory(NamedTuple):
         """With what other threads and processes have put since."""
         query = "SELECT generation, (SELECT max(id) FROM puts) FROM store"
         generation, last = connection.execute(query).fetchone() or (b"", None)
-        directory = self if generation == self.generation else _Directory(generation)
+        # Fewer puts than before: the folder was put back to an earlier state.
+        directory = self if generation == self.generation and (last or 0) >= self.last else _Directory(generation)
         if last is None or last == directory.last:
             return directory
         cursor = connection.execute(
@@ -560,7 +561,7 @@ def _read_records(file: FileIO, places: NDArray[np.int64], records: NDArray[np.u
 
 
 def _append(link: _Link, keys: NDArray[np.uint32], data: NDArray[np.uint32]) -> None:
-    """Write rows behind all others and list them, within a transaction."""
+    """Write rows behind all others, list them, and end the transaction within which this is called."""
     dim = data.shape[1]
     records = np.empty((len(keys), dim + 2), dtype="<u4")
     records[:, :dim] = data
@@ -574,8 +575,10 @@ def _append(link: _Link, keys: NDArray[np.uint32], data: NDArray[np.uint32]) -> 
             "INSERT INTO puts (place, size, prints) VALUES (?, ?, ?)",
             (place, records[0].nbytes, _prints(keys).tobytes()),
         )
+        link.sql.execute("COMMIT")
     except BaseException:
-        link.rows.truncate(place)  # a full disk gets its space back
+        if link.sql.in_transaction:  # nobody has appended since
+            link.rows.truncate(place)  # a full disk gets its space back
         raise
 
 
@@ -637,14 +640,15 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
     try:
+        connection.execute("BEGIN IMMEDIATE")
         yield
-    except BaseException:
         if connection.in_transaction:
+            connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # after a COMMIT that failed as well
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def _select(connection: sqlite3.Connection, query: str, keys: Sequence[bytes | int]) -> Iterator[tuple]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -548,6 +549,55 @@ def test_a_failed_put_leaves_nothing_and_the_store_works_on(tmp_path):
     assert not assert_only_right_rows(store, [1]).any()
     fill(store, [1])
     assert assert_only_right_rows(store, [1]).all()
+
+
+class FullDisk:
+    """A connection that refuses to commit."""
+
+    def __init__(self, sql):
+        self._sql = sql
+
+    def __getattr__(self, name):
+        return getattr(self._sql, name)
+
+    def execute(self, query, *parameters):
+        if query == "COMMIT":
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._sql.execute(query, *parameters)
+
+
+def test_a_put_that_cannot_be_committed_leaves_nothing_and_the_store_works_on(tmp_path, rows_file):
+    store = FolderStore(tmp_path)
+    fill(store, [1])
+    size = rows_file.stat().st_size
+    [link] = store._pool._idle
+    sql, link.sql = link.sql, FullDisk(link.sql)
+    with pytest.raises(StoreError, match="disk is full"):
+        fill(store, [2])
+    with pytest.raises(StoreError, match="disk is full"):
+        store.clear()
+    link.sql = sql
+    assert not FolderStore(tmp_path).get([key(2)], DIM)[1].any()  # nobody is locked out
+    fill(store, [3])
+    assert rows_file.stat().st_size == size  # that of 3 stands where 1 stood: clear had cut the file
+    assert assert_only_right_rows(store, [1, 2, 3]).tolist() == [False, False, True]
+
+
+def test_a_folder_put_back_to_an_earlier_state(tmp_path):
+    folder, backup = tmp_path / "store", tmp_path / "backup"
+    store = FolderStore(folder)
+    fill(store, [1])
+    store.close()
+    shutil.copytree(folder, backup)
+    for number in (2, 3, 4):
+        fill(store, [number])
+    assert assert_only_right_rows(store, [1, 2, 3, 4]).all()
+    store.close()
+    shutil.rmtree(folder)
+    shutil.copytree(backup, folder)
+    assert assert_only_right_rows(store, [1, 2, 3, 4]).tolist() == [True, False, False, False]
+    fill(store, [5])
+    assert assert_only_right_rows(store, [1, 5]).all()
 
 
 # Several processes
