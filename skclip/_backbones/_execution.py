@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Pictures per batch under batch_size="auto": where the search begins, and the range of what it tries.
 _PICTURES = {"cpu": (16, 8, 64), "mps": (64, 64, 256), "cuda": (256, 256, 1024)}
+# For the search on blank pictures: a large model on a CPU would take minutes.
+_SETTLING_SECONDS = 10.0
 # Tokens per batch of texts.
 _AUTO_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # Rows that wait on an accelerator to be copied back together.
@@ -88,9 +90,24 @@ class Backbone:
         return self._search.size
 
     def settle_batch_size(self) -> int:
-        """Find out on blank pictures what ``batch_size="auto"`` is to be, if that is still open, and return it."""
-        while self._compiled is None and (size := self._search.trial) is not None:
-            self.encode_images(self.empty_pictures(size * (n_lanes() if self.device.type == "cpu" else 1)))
+        """Find out on blank pictures what ``batch_size="auto"`` is to be, if that is still open, and return it.
+
+        It is the best that could be measured in about 10 seconds; models too slow for that keep the first size.
+        """
+        if self._compiled is not None or self._search.trial is None:
+            return self._search.size
+        lanes = n_lanes() if self.device.type == "cpu" else 1
+        end = perf_counter() + _SETTLING_SECONDS
+
+        def seconds_per_picture(size: int, batch_size: int | str = "auto") -> float:
+            start = perf_counter()
+            self.encode_images(self.empty_pictures(size * lanes), batch_size)
+            return (perf_counter() - start) / size
+
+        seconds_per_picture(1, batch_size=1)  # warms up
+        seconds = seconds_per_picture(1, batch_size=1)
+        while (size := self._search.trial) is not None and perf_counter() + size * seconds <= end:
+            seconds = seconds_per_picture(size)
         return self._search.size
 
     def empty_pictures(self, n: int) -> NDArray[np.uint8]:

@@ -376,6 +376,28 @@ def test_auto_goes_on_measuring_in_the_next_call(timed):
     assert backbone.picture_batch_size == 64
 
 
+def test_auto_is_settled_on_blank_pictures(timed):
+    backbone, tower = timed({1: 0.02, 16: 0.01, 32: 0.02, 8: 0.02})
+    assert backbone.settle_batch_size() == 16
+    assert tower.sizes == [1, 1, 16, 16, 32, 32, 8, 8]
+    assert backbone.settle_batch_size() == 16
+    assert len(tower.sizes) == 8
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes", "size"),
+    [
+        ({1: 1}, [], 16),  # one picture a second: nothing is found out about larger batches in 10 s
+        ({1: 0.3, 16: 0.1, 32: 0.05, 64: 0.04}, [16, 16, 32, 32], 32),
+    ],
+)
+def test_settling_takes_seconds_whatever_the_model(timed, seconds, sizes, size):
+    backbone, tower = timed(seconds)
+    assert backbone.settle_batch_size() == size
+    assert tower.sizes == [1, 1, *sizes]
+    assert tower.now < 11
+
+
 def test_a_given_batch_size_is_not_measured(timed):
     backbone, tower = timed({4: 1})
     backbone.encode_images(pictures(100), batch_size=4)
