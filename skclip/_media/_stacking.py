@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from skclip._media._reading import PictureError, read_picture
+from skclip._media._reading import PictureError
+from skclip._media._readers import PictureReader
 from skclip._media._sources import describe
 from skclip._media._transform import PictureTransform
+from skclip._media._wanted import Wanted
 
 
 def stack_pictures(
@@ -43,20 +43,11 @@ def stack_pictures(
         Naming the first picture that cannot be read.
     """
     stacked = np.empty((len(pictures), *transform.size, 3), dtype=np.uint8)
-
-    def read(i: int) -> None:
-        try:
-            stacked[i] = transform(read_picture(pictures[i]))
-        except PictureError as error:
+    wanted = [Wanted(picture, b"", ((i, 0),)) for i, picture in enumerate(pictures)]
+    with PictureReader(transform, n_workers=n_workers) as reader:
+        errors = reader.read(wanted, stacked)
+    for i, error in enumerate(errors):
+        if error is not None:
             place = i if positions is None else positions[i]
             raise PictureError(f"X[{place}], {describe(pictures[i])}: {error}.") from error
-
-    with ThreadPoolExecutor(n_workers or min(8, joblib.cpu_count())) as pool:
-        futures = [pool.submit(read, i) for i in range(len(pictures))]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:  # an interrupt does not wait for the rest either
-            pool.shutdown(cancel_futures=True)
-            raise
     return stacked
