@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 # Pictures per batch under batch_size="auto": where the search begins, and the range of what it tries.
 _PICTURES = {"cpu": (16, 8, 64), "mps": (64, 64, 256), "cuda": (256, 256, 1024)}
-# For the search on blank pictures: a large model on a CPU would take minutes.
+# Limits of the search on blank pictures: a large model on a CPU would take minutes, and full batches in each of a
+# hundred lanes more memory than there is.
 _SETTLING_SECONDS = 10.0
+_SETTLING_PICTURES = {"cpu": 256, "mps": 256, "cuda": 1024}
 # Tokens per batch of texts.
 _AUTO_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # Rows that wait on an accelerator to be copied back together.
@@ -92,22 +94,26 @@ class Backbone:
     def settle_batch_size(self) -> int:
         """Find out on blank pictures what ``batch_size="auto"`` is to be, if that is still open, and return it.
 
-        It is the best that could be measured in about 10 seconds; models too slow for that keep the first size.
+        It is the best that could be measured in about 10 seconds and with 256 pictures at once (1024 on CUDA): models
+        too slow and machines of too many cores for that keep the first size.
         """
-        if self._compiled is not None or self._search.trial is None:
-            return self._search.size
         lanes = n_lanes() if self.device.type == "cpu" else 1
         end = perf_counter() + _SETTLING_SECONDS
+
+        def next_size() -> int | None:
+            size = None if self._compiled else self._search.trial
+            return size if size is not None and size * lanes <= _SETTLING_PICTURES[self.device.type] else None
 
         def seconds_per_picture(size: int, batch_size: int | str = "auto") -> float:
             start = perf_counter()
             self.encode_images(self.empty_pictures(size * lanes), batch_size)
             return (perf_counter() - start) / size
 
-        seconds_per_picture(1, batch_size=1)  # warms up
-        seconds = seconds_per_picture(1, batch_size=1)
-        while (size := self._search.trial) is not None and perf_counter() + size * seconds <= end:
-            seconds = seconds_per_picture(size)
+        if next_size() is not None:
+            seconds_per_picture(1, batch_size=1)  # warms up
+            seconds = seconds_per_picture(1, batch_size=1)
+            while (size := next_size()) is not None and perf_counter() + size * seconds <= end:
+                seconds = seconds_per_picture(size)
         return self._search.size
 
     def empty_pictures(self, n: int) -> NDArray[np.uint8]:

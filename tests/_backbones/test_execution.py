@@ -398,6 +398,19 @@ def test_settling_takes_seconds_whatever_the_model(timed, seconds, sizes, size):
     assert tower.now < 11
 
 
+@pytest.mark.parametrize(("lanes", "tried"), [(8, {1, 16, 32}), (17, set())])
+def test_settling_takes_no_more_memory_on_many_cores(models, monkeypatch, lanes, tried):
+    backbone = load_backbone(models("vit"), device="cpu")
+    sizes, slower = [], iter(range(1, 100))
+    monkeypatch.setattr(execution, "n_lanes", lambda: lanes)
+    monkeypatch.setattr(
+        backbone, "_fill_on_cpu", lambda out, batch, project, size: out.fill(0) or sizes.append(size) or size
+    )
+    monkeypatch.setattr(execution, "perf_counter", lambda: 1e-6 * next(slower))
+    backbone.settle_batch_size()
+    assert {*sizes} == tried
+
+
 def test_a_given_batch_size_is_not_measured(timed):
     backbone, tower = timed({4: 1})
     backbone.encode_images(pictures(100), batch_size=4)
