@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skclip._media._reading import PictureError
 from skclip._media._readers import PictureReader
+from skclip._media._reading import PictureError
 from skclip._media._sources import describe
 from skclip._media._transform import PictureTransform
 from skclip._media._wanted import Wanted
