@@ -157,9 +157,9 @@ class PictureReader:
                 task.result()
         except BaseException:
             stop.set()
-            for task in tasks:
-                task.cancel()
-            wait(tasks)  # nobody writes into the caller's rows once it has the exception
+            # Nobody writes into the caller's rows once it has the exception. Tasks that the closing of the threads has
+            # cancelled would never count as done.
+            wait([task for task in tasks if not task.cancel()])
             raise
         if self._closing.is_set():
             raise RuntimeError("The reader was closed while it was reading.")

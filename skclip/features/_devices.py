@@ -21,7 +21,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
@@ -92,7 +92,7 @@ def encode_on_devices(
     *,
     seed: int,
     places: bool = False,
-) -> Iterator[EncodedBlock]:
+) -> Generator[EncodedBlock]:
     """Raw projections of a stream of pictures, by one process per device.
 
     Each block goes to a process that has fewest in hand, and comes back in its place. Its rows are those that

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import operator
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -132,6 +135,8 @@ def extract(
     """
     encoder = CLIPFeatures() if features is None else features
     _check(encoder, on_error)
+    if not isinstance(rows_per_file, Integral) or rows_per_file < 1:
+        raise ValueError(f"rows_per_file={rows_per_file!r} must be an integer of at least 1.")
     part, n_parts = _shard(shard)
     folder = Path(out) if shard is None else Path(out) / f"shard-{part:04d}-of-{n_parts:04d}"
     executions = _executions(encoder, devices, verbose)
@@ -145,7 +150,7 @@ def extract(
         settings=settings,
         resume=resume,
         format=format,
-        rows_per_file=-(-rows_per_file // settings["block"]) * settings["block"],
+        rows_per_file=-(-int(rows_per_file) // settings["block"]) * settings["block"],
     ) as writer:
         items = iter(opened)
         writer.skip(item.name for item in items)
@@ -153,7 +158,8 @@ def extract(
             if writer.settings["batch_size"] == "auto":
                 writer.settle(executions[0].backbone().settle_batch_size())
             executions = [replace(execution, batch_size=writer.settings["batch_size"]) for execution in executions]
-            with Progress(executions, opened.n_items, writer.n_rows) as progress:
+            # Counting may take a walk through all folders: only for the bar.
+            with Progress(executions, opened.n_items if verbose else None, writer.n_rows) as progress:
                 for block, rows, failures in encode_items(items, encoder, executions, progress):
                     if failures and on_error == "raise":
                         i, reason = failures[0]
@@ -182,7 +188,7 @@ def stream_features(
     _check(features, "nan")
     executions = _executions(features, devices, verbose)
     opened = open_source(source, column=column, shard=_shard(shard))
-    with Progress(executions, opened.n_items) as progress:
+    with Progress(executions, opened.n_items if verbose else None) as progress:
         yield from encode_items(iter(opened), features, executions, progress, form_blocks)
 
 
@@ -206,10 +212,11 @@ def encode_items(
         encoded_blocks = encode_blocks(pictures(), range(1), executions[0], seed=0, places=encoder._places)
     else:
         encoded_blocks = encode_on_devices(pictures(), range(1), executions, seed=0, places=encoder._places)
-    for encoded in encoded_blocks:
-        progress.update(encoded)
-        block = in_hand.popleft()
-        yield block, encoder._finish(encoded.rows[:, 0]).reshape(len(block), -1), encoded.failures
+    with closing(encoded_blocks):  # an interrupt here would else leave threads and processes to the traceback
+        for encoded in encoded_blocks:
+            progress.update(encoded)
+            block = in_hand.popleft()
+            yield block, encoder._finish(encoded.rows[:, 0]).reshape(len(block), -1), encoded.failures
 
 
 def _check(encoder: Any, on_error: str) -> None:
@@ -254,9 +261,8 @@ def _settings(encoder: Any, execution: Execution) -> dict[str, Any]:
 def _shard(shard: str | tuple[int, int] | None) -> tuple[int, int]:
     if shard is None:
         return 0, 1
-    parts: Iterable[Any] = shard.split("/") if isinstance(shard, str) else shard
     try:
-        part, n_parts = (int(number) for number in parts)
+        part, n_parts = map(int, shard.split("/")) if isinstance(shard, str) else map(operator.index, shard)
     except (TypeError, ValueError):
         raise ValueError(f"shard={shard!r} must be 'i/n' or (i, n).") from None
     if not 0 <= part < n_parts:

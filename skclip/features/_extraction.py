@@ -190,7 +190,7 @@ def encode_blocks(
     *,
     seed: int,
     places: bool = False,
-) -> Iterator[EncodedBlock]:
+) -> Generator[EncodedBlock]:
     """Raw projections of a stream of pictures.
 
     Two blocks are looked up and read while one is encoded, and no more are held: memory does not depend on how many
@@ -281,7 +281,7 @@ class Progress:
         first = self._executions[0]
         rate = f"{self._n_rows / seconds:.4g} pictures/s"
         if not self._n_encoded:
-            return f"{first.model}: {self._n_rows} pictures, all known, {rate}."
+            return f"{first.model}: {self._n_rows} pictures, nothing to encode, {rate}."
         devices = [resolve_device(execution.device) for execution in self._executions]
         batch = first.batch_size
         if batch == "auto" and len(devices) == 1:
@@ -344,11 +344,12 @@ class _PictureJob:
         """Blocks in order, prepared while the caller works on those before."""
         execution = self.execution
         with (
+            ThreadPoolExecutor(1) as source,
+            ThreadPoolExecutor(_BLOCKS_AHEAD) as ahead,
+            # Closed first: where the caller stops early, what is being read ends in an error instead of being awaited.
             PictureReader(
                 self.transform, workers=execution.workers, n_workers=execution.n_workers, seed=self.seed
             ) as reader,
-            ThreadPoolExecutor(1) as source,
-            ThreadPoolExecutor(_BLOCKS_AHEAD) as ahead,
         ):
 
             def prepare(pulled: Future) -> _Prepared | None:
@@ -364,6 +365,7 @@ class _PictureJob:
                     coming.append(submit())
                     yield prepared
             finally:
+                source.shutdown(wait=False, cancel_futures=True)
                 for future in coming:
                     future.cancel()
 

@@ -139,6 +139,14 @@ def test_a_finished_extraction_is_not_made_again(folder, out, monkeypatch):
     assert (out / "features.npy").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_pictures_are_counted_for_the_bar_only(folder, out, verbose, monkeypatch):
+    counted = []
+    monkeypatch.setattr("skclip.features._source_folders._count", lambda listing: counted.append(11) or 11)
+    run(folder, out, verbose=verbose)
+    assert len(counted) == verbose
+
+
 def test_other_settings_and_other_pictures_are_refused(folder, out):
     run(folder, out)
     with pytest.raises(OutputError, match="normalize"):
@@ -187,7 +195,7 @@ def test_shards_hold_every_picture_once(folder, out, expected):
 def test_parquet(folder, out, expected):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
-    done = run(folder, out, format="parquet", rows_per_file=4)
+    done = run(folder, out, format="parquet", rows_per_file=np.int64(4))
     assert len(done) == 11
     table = pandas.concat([pandas.read_parquet(file) for file in sorted(out.glob("part-*.parquet"))])
     order = [*range(0, 11, 2), *range(1, 11, 2)]
@@ -234,6 +242,9 @@ def test_a_folder_store_is_used_and_a_memory_store_is_not(folder, out, tmp_path,
         ({"devices": []}, ValueError, "sequence"),
         ({"format": "csv"}, ValueError, "format='csv'"),
         ({"features": CLIPFeatures("skclip-tiny", decode="sloppy")}, ValueError, "decode"),
+        ({"shard": (0.5, 2)}, ValueError, "'i/n'"),
+        ({"rows_per_file": -5, "format": "parquet"}, ValueError, "rows_per_file=-5"),
+        ({"rows_per_file": 1e4, "format": "parquet"}, ValueError, "rows_per_file=10000.0"),
     ],
 )
 def test_wrong_options_leave_nothing_behind(pictures, out, options, error, message):
