@@ -365,9 +365,9 @@ def _extract_to_folder(
         )
     tally.n_rows, tally.n_unreadable = extraction.n_rows, extraction.n_failed
     if options.json:
-        tally.emit("done", columns=extraction.n_columns, out=str(extraction.folder))
+        tally.emit("done", columns=extraction.n_columns, out=str(_folder(options)))
     elif not options.quiet:
-        output.write(tally.summary(f"of {extraction.n_columns} in {extraction.folder}"))
+        output.write(tally.summary(f"of {extraction.n_columns} in {_folder(options)}"))
     return UNREADABLE if tally.n_unreadable else DONE
 
 
@@ -512,17 +512,17 @@ def _count(n: int) -> str:
 
 def _names(separator: bytes) -> Iterator[str]:
     """Names on standard input, whatever their bytes; empty ones are skipped."""
+
+    def decoded(name: bytes) -> str:
+        return os.fsdecode(name.removesuffix(b"\r") if separator == b"\n" else name)
+
     descriptor = sys.stdin.fileno()
     rest = b""
     # The descriptor itself: a thread that waits in the buffered stream would hold up the end of the program.
     while data := os.read(descriptor, _READ_BYTES):
         *whole, rest = (rest + data).split(separator)
-        yield from filter(None, map(_decoded, whole))
-    yield from filter(None, [_decoded(rest)])
-
-
-def _decoded(name: bytes) -> str:
-    return os.fsdecode(name.removesuffix(b"\r"))
+        yield from filter(None, map(decoded, whole))
+    yield from filter(None, [decoded(rest)])
 
 
 class _ReadAhead:

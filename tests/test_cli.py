@@ -386,6 +386,7 @@ def test_shards_stand_beside_each_other(photos, expected, capsys, tmp_path):
         (b"a.png\nb c.png\n", [], ["a.png", "b c.png"]),
         (b"a.png\r\n\r\nb.png", [], ["a.png", "b.png"]),
         (b"a\nb.png\0c.png", ["--null"], ["a\nb.png", "c.png"]),
+        (b"a.png\r\0b.png\r", ["--null"], ["a.png\r", "b.png\r"]),
         ("grün.png\n".encode(), [], ["grün.png"]),
     ],
 )

@@ -166,9 +166,10 @@ _ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False, default=_plai
 
 def _encode(columns: dict[str, Any], row: int, name: str) -> str:
     try:
-        return _ENCODER.encode(columns)
-    except ValueError:
-        return _ENCODER.encode(_finite(columns))
+        try:
+            return _ENCODER.encode(columns)
+        except ValueError:
+            return _ENCODER.encode(_finite(columns))
     except (TypeError, RecursionError) as error:
         raise OutputError(
             f"The further columns of row {row}, {name!r}, hold {error}: give strings, numbers, booleans, None, or "

@@ -92,7 +92,7 @@ def open_extraction(out: str | os.PathLike[str]) -> Extraction:
     >>> extraction.failures
     [(2, 'gone.jpg', 'no such file')]
     """
-    folder = Path(out)
+    folder = Path(out).absolute()  # what is read later is found from another working directory, too
     with explained(folder, "Opening the extraction in the folder"):
         done, begun = find_state(folder)
         if done is not None:
@@ -268,6 +268,8 @@ def merge_extractions(
     ['0', '1', '2']
     """
     shards = _in_order([open_extraction(folder) for folder in folders])
+    if any(shard.folder.samefile(out) for shard in shards if Path(out).exists()):
+        raise OutputError(f"{str(out)!r} is one of the shards; give another folder.")
     first = shards[0]
     settings = {key: value for key, value in first.settings.items() if key != "shard"}
     interleaved = settings.get("shard_unit", "item") == "item"

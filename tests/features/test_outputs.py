@@ -193,10 +193,11 @@ def test_values_of_further_columns(tmp_path, format):
     }
 
 
-def test_a_value_that_json_does_not_know(tmp_path):
+@pytest.mark.parametrize("extra", [{"data": b"1"}, {"distance": float("nan"), "data": b"1"}])
+def test_a_value_that_json_does_not_know(tmp_path, extra):
     with begin(tmp_path) as writer:
         with pytest.raises(OutputError, match=r"row 0, 'a', hold a value of type bytes"):
-            writer.write(["a"], np.zeros((1, DIM)), extras=[{"data": b"1"}])
+            writer.write(["a"], np.zeros((1, DIM)), extras=[extra])
         write(writer, range(3))
         writer.finish()
     assert_holds(tmp_path, range(3))
@@ -978,6 +979,24 @@ def test_shards_of_one_format_can_be_merged_into_another(tmp_path):
     folders = extract_shards(tmp_path, 3, 50)
     assert merge_extractions(folders, tmp_path / "merged", format="parquet", rows_per_file=20).format == "parquet"
     assert_holds(tmp_path / "merged", range(50))
+
+
+def test_shards_are_not_merged_into_one_of_them(tmp_path):
+    folders = extract_shards(tmp_path, 2, 10)
+    before = [content(folder) for folder in folders]
+    with pytest.raises(OutputError, match="is one of the shards"):
+        merge_extractions(folders, folders[1], resume=False)
+    assert [content(folder) for folder in folders] == before
+
+
+def test_an_extraction_is_read_from_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(Path("out"), 10)
+    extraction = open_extraction("out")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(extraction.names) == len(extraction.features) == 10
+    assert pickle.loads(pickle.dumps(extraction)).n_rows == 10
 
 
 def test_merging_goes_on_and_ends_only_once(tmp_path, monkeypatch):
