@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from skclip._media._processes import ProcessReader
 from skclip._media._reading import PictureError, content_key, load_item
+from skclip._media._shared import Room
 from skclip._media._transform import PictureTransform
 from skclip._media._wanted import Wanted, pixels_of_slots
 
 WORKERS = ("threads", "processes")
 _MOST_WORKERS = 8
+# Of files that `load` keeps; beyond it a file is read once more when it is decoded.
+_LOADED_BYTES = 2**29
 
 
 class PictureReader:
@@ -84,13 +87,17 @@ class PictureReader:
         Returns
         -------
         loaded : list of n pairs
-            What was read of an item (itself where nothing had to be), and its `content_key` or the reason why there
-            is none.
+            What was read of an item (itself where nothing had to be, and a path once 512 MiB of files are loaded),
+            and its `content_key` or the reason why there is none.
         """
         loaded: list[Any] = [None] * len(items)
+        room = Room(_LOADED_BYTES)
 
         def load(i: int) -> None:
-            loaded[i] = _load_and_key(items[i])
+            data, key = _load_and_key(items[i])
+            if isinstance(items[i], (str, os.PathLike)) and isinstance(data, bytes) and not room.take(len(data)):
+                data = items[i]
+            loaded[i] = data, key
 
         self._each(load, range(len(items)))
         return loaded

@@ -17,8 +17,8 @@ _FIRST_CHUNK = 16
 _CHUNK = 256
 
 
-class _Room:
-    """Memory for what the pictures of a chunk keep."""
+class Room:
+    """Memory that threads share out."""
 
     def __init__(self, n_bytes: int) -> None:
         self._left = n_bytes
@@ -57,7 +57,7 @@ class SharedPicture:
         self.source = source
         self.rows: dict[bytes, NDArray] = {}
         self._kept: dict[str, Any] = {}
-        self._room: _Room | None = None
+        self._room: Room | None = None
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -81,9 +81,9 @@ class SharedPicture:
                 self._kept[what] = made
             return made
 
-    def hold(self, room: _Room | None = None) -> None:
+    def hold(self, room: Room | None = None) -> None:
         """Keep from now on what is made, as long as there is room."""
-        self._room = room or _Room(_MOST_HELD_BYTES)
+        self._room = room or Room(_MOST_HELD_BYTES)
 
     def release(self) -> None:
         """Forget the file's bytes and the decoded picture."""
@@ -109,7 +109,7 @@ def held_chunks(pictures: Sequence[SharedPicture]) -> Iterator[tuple[int, Sequen
     start, size = 0, _FIRST_CHUNK
     while start < len(pictures):
         chunk = pictures[start : start + size]
-        room = _Room(_MOST_HELD_BYTES)
+        room = Room(_MOST_HELD_BYTES)
         for picture in chunk:
             picture.hold(room)
         try:

@@ -138,6 +138,22 @@ def test_load_says_which_files_are_unreadable(files, tmp_path):
     assert str(third[1]) == "is a directory, not a picture file"
 
 
+def test_large_files_are_not_all_kept_in_memory(files, monkeypatch, workers):
+    sizes = [path.stat().st_size for path in files]
+    monkeypatch.setattr("skclip._media._readers._LOADED_BYTES", sum(sizes) // 2)
+    in_memory = files[0].read_bytes()
+    with PictureReader(TRANSFORM, workers=workers, n_workers=2) as reader:
+        loaded = reader.load([*files, in_memory])
+        kept = [data for data, _ in loaded[:-1] if isinstance(data, bytes)]
+        assert sum(sizes) // 2 <= sum(map(len, kept)) <= sum(sizes) // 2 + max(sizes)
+        assert all(isinstance(data, bytes) or data == path for (data, _), path in zip(loaded, files))
+        assert loaded[-1][0] is in_memory
+        assert [key for _, key in loaded[:-1]] == [content_key(path) for path in files]
+        out = blank(len(files))
+        assert not any(reader.read([Wanted(*pair, ((i, 0),)) for i, pair in enumerate(loaded[:-1])], out))
+    np.testing.assert_array_equal(out, rows_of(files))
+
+
 def test_an_unreadable_picture_leaves_its_rows_and_its_neighbours_alone(files, workers):
     data = files[1].read_bytes()
     items = [files[0], data[:-80], files[2], b"text"]
