@@ -56,7 +56,8 @@ _VECTOR_FORMATS = ("EPS", "WMF", "EMF")
 _MAX_BYTES_PER_PIXEL = 16
 
 # A PIL image opened from a file decodes itself on first use, which two threads must not do at once.
-_PIL_LOCKS = [threading.Lock() for _ in range(64)]
+# A prime number of locks: addresses, by which they are given out, are multiples of 16 and often of 64.
+_PIL_LOCKS = [threading.Lock() for _ in range(61)]
 
 
 class PictureError(ValueError):
@@ -139,7 +140,7 @@ def read_picture(item: Picture) -> Image.Image:
     if isinstance(loaded, np.ndarray):
         return _upright_rgb(_from_pixels(loaded))
     if isinstance(loaded, Image.Image):
-        with _PIL_LOCKS[id(loaded) % len(_PIL_LOCKS)]:
+        with _lock_of(loaded):
             _load(loaded)
         return _upright_rgb(loaded)
     return _upright_rgb(_decode(loaded))
@@ -251,6 +252,10 @@ def content_key(item: Picture) -> bytes:
     digest = hashlib.blake2b(repr(shape).encode(), digest_size=16, person=b"pixels")
     digest.update(pixels)
     return digest.digest()
+
+
+def _lock_of(image: Image.Image) -> threading.Lock:
+    return _PIL_LOCKS[id(image) % len(_PIL_LOCKS)]
 
 
 def _data_of(item: SharedPicture) -> Any:

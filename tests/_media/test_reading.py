@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from skclip._media import PictureError, SharedPicture, content_key, load_item, read_picture
-from skclip._media._reading import SizedPicture
+from skclip._media._reading import SizedPicture, _lock_of
 
 
 def pattern(height=7, width=11, channels=3, seed=0):
@@ -399,6 +399,11 @@ def test_pillows_global_settings_stay(tmp_path):
     with pytest.raises(PictureError):
         read_picture(jpeg[:500])
     assert (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
+
+
+def test_threads_do_not_wait_for_other_images():
+    images = [Image.open(io.BytesIO(encoded(Image.new("L", (3, 3))))) for _ in range(200)]
+    assert len({id(_lock_of(image)) for image in images}) > 20
 
 
 def test_threads_may_share_one_lazily_opened_image():
