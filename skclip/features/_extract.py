@@ -230,10 +230,9 @@ def _check(encoder: Any, on_error: str) -> None:
 def _executions(encoder: Any, devices: Sequence[str] | None, verbose: int) -> list[Execution]:
     """One for each device."""
     execution = encoder._execution()
-    if devices is None:
-        devices = local_devices(None) if execution.device == "auto" else [execution.device]
-    elif isinstance(devices, str) or not len(devices):
+    if devices is not None and (isinstance(devices, str) or not len(devices)):
         raise ValueError(f"devices={devices!r} must be a sequence of devices, such as ['cuda:0', 'cuda:1'].")
+    devices = local_devices(execution.device if devices is None else devices)
     store = None if execution.store == "memory" else execution.store
     size = execution.batch_size
     if size == "auto" and all(resolve_device(device).type == "cpu" for device in devices):
