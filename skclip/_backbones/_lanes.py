@@ -18,6 +18,8 @@ from pathlib import Path
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
+# OpenMP's threads do not survive a fork, and what counts on them crashes or hangs: there all work is done in lanes.
+_is_forked = False
 
 
 def n_lanes() -> int:
@@ -30,9 +32,9 @@ def n_lanes() -> int:
 def work_off(work: Callable[[int], None], n: int, lanes: int) -> None:
     """Call ``work(0)`` to ``work(n - 1)``, each once; lanes take the next as they become free.
 
-    One lane is the calling thread itself. Otherwise each lane is a thread in which torch's operations use one core;
-    lanes are kept between calls, and calls from several threads share them. When this returns or raises, no lane is
-    at work on this call any more.
+    One lane is the calling thread itself, except in a forked process. Otherwise each lane is a thread in which torch's
+    operations use one core; lanes are kept between calls, and calls from several threads share them. When this returns
+    or raises, no lane is at work on this call any more.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def work_off(work: Callable[[int], None], n: int, lanes: int) -> None:
                     waiting.clear()
                     raise
 
-    if lanes == 1 or n < 2:
+    if (lanes == 1 or n < 2) and not _is_forked:
         lane()
         return
     pool = _pool(lanes)
@@ -94,7 +96,8 @@ def _enter_lane() -> None:
 
 def _forget_pools() -> None:
     """Threads do not survive a fork: the child starts its own."""
-    global _pools_lock
+    global _pools_lock, _is_forked
+    _is_forked = True
     _pools.clear()
     _pools_lock = threading.Lock()
 

@@ -120,6 +120,7 @@ work_off(lambda i: None, 4, 2)
 def n_threads():
     return len(os.listdir("/proc/self/task"))
 
+a @ a, convolution(images)  # by all cores, whose threads no fork copies
 before = n_threads()
 work_off(lambda i: (a @ a, convolution(images), torch.nn.functional.gelu(a)), 4, 2)
 assert n_threads() == before, "operations in lanes start threads of their own"
@@ -129,6 +130,7 @@ child = os.fork()
 if child == 0:
     done = []
     work_off(done.append, 4, 2)
+    work_off(lambda i: (a @ a, convolution(images), torch.nn.functional.gelu(a)), 1, 1)
     os._exit(0 if sorted(done) == [0, 1, 2, 3] else 1)
 assert os.waitpid(child, 0)[1] == 0, "lanes after a fork"
 print("at the end", flush=True)
