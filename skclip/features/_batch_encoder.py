@@ -13,7 +13,7 @@ from skclip._media._sources import check_pixels, table_kind
 from skclip.features._clip_features import CLIPFeatures
 from skclip.features._dense_features import DenseCLIPFeatures
 from skclip.features._extraction import block_size, encode_blocks
-from skclip.features._source_tables import PICTURE_COLUMNS, _picture
+from skclip.features._source_tables import PICTURE_COLUMNS, picture_in_cell
 
 # What engines call a column of pictures; bytes before the path that they were read from.
 _COLUMNS = tuple(dict.fromkeys(("image", "img", "bytes", "content", "jpg", "jpeg", "png", "webp", *PICTURE_COLUMNS)))
@@ -208,4 +208,4 @@ def _items(values: Any, column: str) -> list[Any]:
 def _picture_of(item: Any, column: str, position: int) -> Any:
     if isinstance(item, np.ndarray):
         check_pixels(item, f"{column}[{position}]")
-    return _picture(item, "", position, column)[1]
+    return picture_in_cell(item, "", position, column)[1]

@@ -29,6 +29,7 @@ from skclip.features._sources import SourceItem, open_source
 
 # A measured size would depend on the moment, and the last bits of a row can depend on the size.
 _CPU_BATCH = 16
+_SHARED_BATCH = 256
 _PACKAGES = ("torch", "open_clip_torch", "Pillow", "numpy")
 
 
@@ -117,10 +118,11 @@ def extract(
     Notes
     -----
     A row is equal to that of `CLIPFeatures.transform` up to the rounding of another batch. Without a folder
-    store equal pictures are encoded once only if they are near each other.
+    store equal pictures are encoded once only if they are near each other. With one, their last bits are those of
+    whichever batch was first, and several devices may take turns.
 
-    On CPUs ``batch_size="auto"`` is 16 here; on accelerators it is measured on blank pictures before the run, and
-    kept when that is resumed.
+    On CPUs ``batch_size="auto"`` is 16 here; on an accelerator it is measured on blank pictures before the run, on
+    several it is 256. It is kept when the run is resumed.
 
     Examples
     --------
@@ -156,7 +158,7 @@ def extract(
         writer.skip(item.name for item in items)
         if not writer.finished:
             if writer.settings["batch_size"] == "auto":
-                writer.settle(executions[0].backbone().settle_batch_size())
+                writer.settle(_measured_batch(executions))
             executions = [replace(execution, batch_size=writer.settings["batch_size"]) for execution in executions]
             # Counting may take a walk through all folders: only for the bar.
             with Progress(executions, opened.n_items if verbose else None, writer.n_rows) as progress:
@@ -240,8 +242,13 @@ def _executions(encoder: Any, devices: Sequence[str] | None, verbose: int) -> li
     return [replace(execution, device=device, store=store, batch_size=size, verbose=verbose) for device in devices]
 
 
+def _measured_batch(executions: Sequence[Execution]) -> int:
+    """Of one device; several have the model in processes of their own, and not here."""
+    return executions[0].backbone().settle_batch_size() if len(executions) == 1 else _SHARED_BATCH
+
+
 def _settings(encoder: Any, execution: Execution) -> dict[str, Any]:
-    """Everything that a row depends on."""
+    """What a row depends on, but for its last bits."""
     parameters = encoder.get_params()
     own = ("normalize", "mode", "layout", "global_token")
     return {

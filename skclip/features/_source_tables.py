@@ -145,12 +145,12 @@ def _dataset_items(dataset: Any, column: str, shard: Shard) -> Iterator[SourceIt
 
 def _item(record: Record, column: str, base: str, position: int) -> SourceItem:
     row, problem = record
-    name, picture = _picture(row.pop(column, None), base, position, column)
+    name, picture = picture_in_cell(row.pop(column, None), base, position, column)
     picture = picture if problem is None else MissingPicture(problem)
     return SourceItem(name, picture, {key: plain(value) for key, value in row.items() if not _is_heavy(value)})
 
 
-def _picture(value: Any, base: str, position: int, column: str) -> tuple[str, Any]:
+def picture_in_cell(value: Any, base: str, position: int, column: str) -> tuple[str, Any]:
     """Name and picture of a cell: a path, a URL, encoded bytes, or these as Hugging Face's libraries store them."""
     name = str(position)
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
