@@ -29,6 +29,7 @@ from skclip._backbones._foreign import (
     weights_file_digest,
 )
 from skclip._backbones._hub import BackboneError
+from skclip._backbones._lanes import n_lanes
 from skclip._backbones._loading import clear_backbones, find_weights, load_backbone, weights_digest
 from skclip._backbones._text import TruncatedTextWarning
 from skclip._backbones._tiny import UnknownWordWarning
@@ -56,6 +57,7 @@ __all__ = [
     "keep_network",
     "list_models",
     "load_backbone",
+    "n_lanes",
     "network_card",
     "network_weights",
     "private_random_numbers",

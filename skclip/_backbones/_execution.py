@@ -133,7 +133,10 @@ class Backbone:
             return np.empty(shape, dtype=np.uint8)
         import torch
 
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        try:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        except RuntimeError:  # the system pins no more: copies wait for each other then
+            return np.empty(shape, dtype=np.uint8)
 
     def encode_images(
         self, batch: NDArray[np.uint8] | torch.Tensor, batch_size: int | str = "auto"

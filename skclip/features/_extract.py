@@ -159,7 +159,8 @@ def extract(
         if not writer.finished:
             if writer.settings["batch_size"] == "auto":
                 writer.settle(_measured_batch(executions))
-            executions = [replace(execution, batch_size=writer.settings["batch_size"]) for execution in executions]
+            kept = {name: writer.settings[name] for name in ("batch_size", "block")}
+            executions = [replace(execution, **kept) for execution in executions]
             # Counting may take a walk through all folders: only for the bar.
             with Progress(executions, opened.n_items if verbose else None, writer.n_rows) as progress:
                 for block, rows, failures in encode_items(items, encoder, executions, progress):

@@ -27,6 +27,7 @@ from skclip._backbones import (
     get_card,
     grid_shape,
     load_backbone,
+    n_lanes,
     resolve_device,
     resolve_precision,
     weights_digest,
@@ -44,6 +45,7 @@ from skclip.features._store import Store, open_store, row_key
 from skclip.utils import SkclipWarning
 
 _CPU_BLOCK, _ACCELERATOR_BLOCK = 256, 1024
+_LANE_PICTURES = 32  # of a block, for each core that encodes: fewer would leave it idle between two blocks
 _BLOCK_BYTES = 2**27
 _BLOCKS_AHEAD = 2
 _TEXT_CHUNK = 8192
@@ -83,6 +85,7 @@ class Execution:
     decode: str = "exact"
     compile: bool = False
     verbose: int = 0
+    block: int | None = None
 
     def card(self) -> BackboneCard:
         return get_card(self.model)
@@ -238,8 +241,13 @@ def row_width(execution: Execution, places: bool = False) -> int:
 
 def block_size(execution: Execution, places: bool = False) -> int:
     """Pictures that are looked up, read and encoded together: enough for the device, within 128 MiB."""
+    if execution.block is not None:
+        return execution.block
     height, width = execution.card().image_size
-    n = _CPU_BLOCK if resolve_device(execution.device).type == "cpu" else _ACCELERATOR_BLOCK
+    if resolve_device(execution.device).type == "cpu":
+        n = max(_CPU_BLOCK, _LANE_PICTURES * n_lanes())
+    else:
+        n = _ACCELERATOR_BLOCK
     return max(1, min(n, _BLOCK_BYTES // (3 * height * width), _BLOCK_BYTES // (8 * row_width(execution, places))))
 
 

@@ -372,7 +372,7 @@ def _shard(shard: Extraction) -> tuple[int, int]:
 
 def _common(shard: Extraction) -> dict[str, Any]:
     """What the shards of one extraction agree in; machines differ in how many pictures they take together."""
-    own = {key: value for key, value in shard.settings.items() if key not in ("shard", "block", *TAKEN_OVER)}
+    own = {key: value for key, value in shard.settings.items() if key not in ("shard", *TAKEN_OVER)}
     return {**own, "n_columns": shard.n_columns, "number of shards": _shard(shard)[1]}
 
 

@@ -62,8 +62,8 @@ from skclip.features._output_files import (
 )
 
 COMMIT_SECONDS = 2.0
-# A run may be continued with another batch size and other versions; what it was begun with counts and stays noted.
-TAKEN_OVER = ("batch_size", "versions")
+# What may differ where a run is continued: what it was begun with counts and stays noted.
+TAKEN_OVER = ("batch_size", "block", "versions")
 
 _END = object()
 _SHAPE = ("format", "n_columns", "rows_per_file")
@@ -88,8 +88,8 @@ def open_writer(
     n_columns : int
         Width of a row.
     settings : dict
-        What the rows depend on, of values that JSON knows. A run is continued only with equal settings, "batch_size"
-        and "versions" apart, which are taken over from the folder.
+        What the rows depend on, of values that JSON knows. A run is continued only with equal settings, "batch_size",
+        "block" and "versions" apart, which are taken over from the folder.
     resume : bool, default=True
         Whether to go on with what lies there. With False an extraction there, finished or not, is replaced.
     format : {"npy", "parquet"}, default="npy"

@@ -54,6 +54,7 @@ def out(tmp_path):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr("skclip.features._extraction._CPU_BLOCK", 4)
+    monkeypatch.setattr("skclip.features._extraction._LANE_PICTURES", 1)
 
 
 def run(source, out, features=TINY, **options):
@@ -128,6 +129,22 @@ def test_an_interrupted_run_is_resumed_to_the_same_bytes(pictures, out, tmp_path
     for file in whole.folder.iterdir():
         assert (out / file.name).read_bytes() == file.read_bytes(), file.name
     assert done.n_rows == 11
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_machine_of_more_cores_goes_on_with_the_blocks_that_were_begun(pictures, out, tmp_path, monkeypatch):
+    def interrupted(pictures):
+        yield from pictures[:9]
+        raise KeyboardInterrupt
+
+    whole = run(pictures, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted(pictures), out)
+    monkeypatch.setattr("skclip.features._extraction.n_lanes", lambda: 6)
+    assert run(iter(pictures), tmp_path / "more").settings["block"] == 6
+    done = run(iter(pictures), out)
+    assert done.settings["block"] == 4
+    assert (out / "features.npy").read_bytes() == (whole.folder / "features.npy").read_bytes()
 
 
 def test_a_finished_extraction_is_not_made_again(folder, out, monkeypatch):
