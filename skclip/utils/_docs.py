@@ -51,8 +51,8 @@ device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
 precision : {"auto", "float32", "bf16", "fp16"}, default="auto"
     Of the model; "auto" is half precision on accelerators and float32 on CPUs.
 compile : bool, default=False
-    Whether ``torch.compile`` compiles the image tower first, which takes a minute or more and pays for long runs on
-    accelerators. Where it fails, the tower runs as it is, with a warning.
+    Whether ``torch.compile`` compiles the image tower first, which takes a minute or more and pays for long
+    runs on accelerators. Where it fails, the tower runs as it is, with a warning.
 batch_size : int or "auto", default="auto"
     Pictures per forward pass. "auto" measures on the first batches how many pay. Halved as long as an
     accelerator's memory does not suffice.

@@ -329,10 +329,10 @@ def test_other_settings_are_named(tmp_path, more, difference, finished):
 
 
 def test_a_nested_setting_is_named(tmp_path):
-    with begin(tmp_path, settings={"versions": {"torch": "2.12", "numpy": "2"}}) as writer:
+    with begin(tmp_path, settings={"views": {"seed": "1", "kind": "crop"}}) as writer:
         write(writer, range(5))
-    with pytest.raises(OutputError, match=r"settings: versions.torch was '2.12' and is '2.13'"):
-        begin(tmp_path, settings={"versions": {"torch": "2.13", "numpy": "2"}})
+    with pytest.raises(OutputError, match=r"settings: views.seed was '1' and is '2'"):
+        begin(tmp_path, settings={"views": {"seed": "2", "kind": "crop"}})
 
 
 def test_other_settings_are_taken_as_long_as_there_are_no_rows(tmp_path):
