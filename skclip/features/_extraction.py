@@ -293,7 +293,7 @@ class Progress:
         devices = [resolve_device(execution.device) for execution in self._executions]
         batch = first.batch_size
         if batch == "auto" and len(devices) == 1:
-            batch = first.backbone().picture_batch_size or batch
+            batch = first.backbone().picture_batch_size
         return (
             f"{first.model} on {', '.join(map(str, devices))}, {resolve_precision(first.precision, devices[0])}, "
             f"batches of {batch}: {self._n_rows} pictures ({self._n_encoded} rows encoded), {rate}."

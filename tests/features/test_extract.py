@@ -61,6 +61,11 @@ def run(source, out, features=TINY, **options):
     return extract(source, out, features, **{"verbose": 0, **options})
 
 
+def interrupted(pictures):
+    yield from pictures[:9]
+    raise KeyboardInterrupt
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_rows_are_those_of_transform(pictures, expected, folder, out):
     done = run(folder, out)
@@ -118,10 +123,6 @@ def test_raises_at_the_first_unreadable_picture_and_goes_on_when_it_is_mended(pi
 
 @pytest.mark.usefixtures("small_blocks")
 def test_an_interrupted_run_is_resumed_to_the_same_bytes(pictures, out, tmp_path):
-    def interrupted(pictures):
-        yield from pictures[:9]
-        raise KeyboardInterrupt
-
     whole = run(pictures, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(interrupted(pictures), out)
@@ -133,10 +134,6 @@ def test_an_interrupted_run_is_resumed_to_the_same_bytes(pictures, out, tmp_path
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_machine_of_more_cores_goes_on_with_the_blocks_that_were_begun(pictures, out, tmp_path, monkeypatch):
-    def interrupted(pictures):
-        yield from pictures[:9]
-        raise KeyboardInterrupt
-
     whole = run(pictures, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(interrupted(pictures), out)
