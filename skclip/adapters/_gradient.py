@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 from skclip._backbones import resolve_device
-from skclip.adapters._held_out import validation_split
 from skclip.utils._arrays import unit_rows
-from skclip.utils._training import Training
+from skclip.utils._training import Training, validation_split
 
 if TYPE_CHECKING:
     import torch

@@ -261,18 +261,3 @@ def stratified_folds(codes: NDArray, n_folds: int) -> NDArray:
     folds = np.empty(len(codes), dtype=np.intp)
     folds[order] = (np.arange(len(codes)) - starts) % n_folds
     return folds
-
-
-def validation_split(codes: NDArray, fraction: float, rng: np.random.RandomState) -> tuple[NDArray, NDArray]:
-    """Positions to train on and to stop early by: `fraction` of each class, rounded up, but never a whole class."""
-    order = rng.permutation(len(codes))
-    order = order[np.argsort(codes[order], kind="stable")]
-    counts = np.bincount(codes)
-    held = np.minimum(np.ceil(fraction * counts), np.maximum(counts - 1, 0))
-    rank = np.arange(len(codes)) - np.searchsorted(codes[order], codes[order])
-    chosen = rank < held[codes[order]]
-    if not chosen.any():
-        raise ValueError(
-            "early_stopping holds out pictures, but every class has a single one; pass early_stopping=False."
-        )
-    return np.sort(order[~chosen]), np.sort(order[chosen])

@@ -14,7 +14,6 @@ from skclip.adapters._cache import Cache
 from skclip.adapters._cache_search import cached_pictures, search_alpha_beta
 from skclip.adapters._gradient import Pictures, Tensors, fit_by_gradient
 from skclip.adapters._held_out import Pictures as DistinctPictures
-from skclip.adapters._held_out import validation_split
 from skclip.adapters._tip_adapter import set_cache, text_and_cache_logits
 from skclip.utils._arrays import unit_rows
 from skclip.utils._base import SkclipBase
@@ -22,7 +21,7 @@ from skclip.utils._class_text import set_text, warn_if_guessing
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import HasMethods, Interval, StrOptions, check_parameters
-from skclip.utils._training import check_training
+from skclip.utils._training import check_training, validation_split
 
 if TYPE_CHECKING:
     import torch
