@@ -1,0 +1,175 @@
+"""Towers opened: blocks run by our own loop, with weights replaced for the length of one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    Branches = Mapping[str, Callable[[Tensor], Tensor]]
+
+T = TypeVar("T")
+
+
+class OpenedTowerError(ValueError):
+    """What was asked for cannot be done with this model's tower; the message names what can."""
+
+
+def skeleton(module: nn.Module) -> nn.Module:
+    """New module objects around the very tensors of `module`: its parameters can be swapped without touching it."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, memo)
+
+
+class Opened:
+    """A shared module on which functions are run, some of its parameters replaced for that run alone.
+
+    Several threads may run functions at once: each works on a skeleton of its own, and the module never changes.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The whole open_clip model.
+    name : str
+        What errors call it.
+    """
+
+    def __init__(self, module: nn.Module, name: str = "") -> None:
+        self.module = module
+        self.name = name or type(module).__name__
+        self._names = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+        self._idle: list[nn.Module] = []
+
+    def run(self, function: Callable[[Any], T], weights: Mapping[str, Tensor] | None = None) -> T:
+        """``function(module)``, with `weights` in place of the parameters of these full names.
+
+        Raises
+        ------
+        OpenedTowerError
+            A name that is no parameter's.
+        """
+        if not weights:
+            return function(self.module)
+        unknown = sorted(set(weights) - self._names)
+        if unknown:
+            raise OpenedTowerError(
+                f"model={self.name!r} has no parameter {unknown[0]!r}; names are those of its state dict, such as "
+                f"{min(self._names)!r}."
+            )
+        from torch.func import functional_call
+
+        try:
+            stage = self._idle.pop()
+        except IndexError:
+            stage = _stage(skeleton(self.module))
+        try:
+            return functional_call(stage, {f"module.{name}": value for name, value in weights.items()}, (function,))
+        finally:
+            self._idle.append(stage)
+
+
+def _stage(module: nn.Module) -> nn.Module:
+    """A module whose forward calls any function on `module`: `functional_call` swaps weights for a forward only."""
+    from torch import nn
+
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, function: Callable[[nn.Module], T]) -> T:
+            return function(self.module)
+
+    return Stage()
+
+
+def check_blocks(blocks: Iterable[nn.Module], name: str, tower: str) -> None:
+    """Raise `OpenedTowerError` unless every block is open_clip's plain residual attention block."""
+    from open_clip.transformer import ResidualAttentionBlock
+    from torch import nn
+
+    for i, block in enumerate(blocks):
+        plain = type(block) is ResidualAttentionBlock and isinstance(block.attn, nn.MultiheadAttention)
+        if not plain:
+            raise OpenedTowerError(
+                f"model={name!r}: block {i} of its {tower} tower is a {type(block).__name__} of another kind than "
+                "those of OpenAI's CLIP, and cannot be opened for prompts or branches. Models such as ViT-B-32 and "
+                "ViT-L-14 can, and adapters on features work with every model."
+            )
+
+
+def attend(
+    block: Any, x: Tensor, *, mask: Tensor | None = None, branches: Branches | None = None, path: str = ""
+) -> Tensor:
+    """One residual attention block, opened; equal to calling it.
+
+    Parameters
+    ----------
+    block : open_clip.transformer.ResidualAttentionBlock
+    x : tensor of shape (B, T, D)
+    mask : tensor that broadcasts to (B, heads, T, T), optional
+        Added to the scores, or of bool with True where a query may read a key.
+    branches : mapping, optional
+        By ``"<path>.<q|k|v|o>"``: functions of the input of a projection whose result is added to its output.
+    path : str
+        Full name of the block.
+
+    Returns
+    -------
+    tensor of shape (B, T, D)
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+
+    queries, keys, values = project(block, block.ln_1(x), branches, path)
+    heads = block.attn.num_heads
+    mask = mask.to(x.dtype) if mask is not None and mask.is_floating_point() else mask
+    mixed = scaled_dot_product_attention(
+        split_heads(queries, heads), split_heads(keys, heads), split_heads(values, heads), attn_mask=mask
+    )
+    return finish(block, x, merge_heads(mixed), branches, path)
+
+
+def project(
+    block: Any, normed: Tensor, branches: Branches | None = None, path: str = ""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of normalised tokens (..., D)."""
+    from torch.nn.functional import linear
+
+    joint = linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
+    queries, keys, values = joint.chunk(3, dim=-1)
+    if branches:
+        queries, keys, values = (
+            _branched(out, normed, branches, f"{path}.{kind}")
+            for out, kind in ((queries, "q"), (keys, "k"), (values, "v"))
+        )
+    return queries, keys, values
+
+
+def finish(block: Any, x: Tensor, mixed: Tensor, branches: Branches | None = None, path: str = "") -> Tensor:
+    """What a block makes of its input `x` (..., D) and of its heads' results `mixed` (..., D)."""
+    from torch.nn.functional import linear
+
+    out = linear(mixed, block.attn.out_proj.weight, block.attn.out_proj.bias)
+    if branches:
+        out = _branched(out, mixed, branches, f"{path}.o")
+    x = x + block.ls_1(out)
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def _branched(out: Tensor, tokens: Tensor, branches: Branches, key: str) -> Tensor:
+    branch = branches.get(key)
+    return out if branch is None else out + branch(tokens)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, D) to (B, heads, T, D / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(-2, -3)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, T, D / heads) to (B, T, D)."""
+    return x.transpose(-2, -3).flatten(-2)
