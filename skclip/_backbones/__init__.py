@@ -31,6 +31,7 @@ from skclip._backbones._foreign import (
 from skclip._backbones._hub import BackboneError
 from skclip._backbones._lanes import n_lanes
 from skclip._backbones._loading import clear_backbones, find_weights, load_backbone, weights_digest
+from skclip._backbones._pixels import PixelScale
 from skclip._backbones._text import TruncatedTextWarning
 from skclip._backbones._tiny import UnknownWordWarning
 from skclip._backbones._towers import grid_shape
@@ -43,6 +44,7 @@ __all__ = [
     "CompileWarning",
     "MissingDeviceWarning",
     "NetworkCard",
+    "PixelScale",
     "SlowPrecisionWarning",
     "TruncatedTextWarning",
     "UnknownWordWarning",

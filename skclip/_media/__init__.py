@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skclip._media._augment import augment
+from skclip._media._augment import AUGMENTATIONS, Augmentation, augment
 from skclip._media._processes import ReaderDiedError
 from skclip._media._readers import PictureReader
 from skclip._media._reading import PictureError, content_key, load_item, read_picture, unknown_file
@@ -14,6 +14,8 @@ from skclip._media._transform import PictureTransform
 from skclip._media._wanted import Wanted
 
 __all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
     "MissingPicture",
     "PictureError",
     "PictureReader",

@@ -1,21 +1,112 @@
-"""Random crops and flips that depend on the picture, the seed and the view, and on nothing else."""
+"""Random views that depend on the picture, the seed and the view, and on nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Philox
 from numpy.typing import NDArray
 from PIL import Image
 
+from skclip._media._colour import Change, augmix, strong, strong_and_tilted
 from skclip._media._reading import SizedPicture
 from skclip._media._transform import RESAMPLING, pixels_of, reduction_to, resize_part, within
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
+
+
+class _Kind(NamedTuple):
+    scale: tuple[float, float]
+    change: Change | None
+
+
+_KINDS = {
+    "crop_flip": _Kind((0.5, 1.0), None),
+    "strong": _Kind((0.08, 1.0), strong),
+    "augmix": _Kind((0.08, 1.0), augmix),
+    "nola": _Kind((0.2, 1.0), strong_and_tilted),
+}
+AUGMENTATIONS = tuple(_KINDS)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How random views of pictures are made.
+
+    Every kind begins with a random crop that is resized to the wanted size and mirrored half of the time (`augment`).
+
+    Parameters
+    ----------
+    kind : str, default="crop_flip"
+        "crop_flip": nothing besides. "strong": colours shift, a fifth of the views turn grey, and all are blurred [1]_.
+        "augmix": a mixture of the crop with three chains of mild operations [2]_. "nola": colours shift, half of the
+        views are tilted, all are blurred [3]_. Several, joined by "+", take turns: of "strong+augmix" view 1 is
+        "strong", view 2 "augmix", view 3 "strong".
+    scale : (float, float) or None, default=None
+        Limits of the crop's share of the picture's area. None is the kind's own: 0.5 to 1 of "crop_flip", 0.2 to 1 of
+        "nola", 0.08 to 1 of the others.
+
+    References
+    ----------
+    .. [1] X. Chen, S. Xie and K. He, "An Empirical Study of Training Self-Supervised Vision Transformers" (MoCo v3),
+       ICCV 2021, the first of its two views.
+    .. [2] D. Hendrycks et al., "AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty",
+       ICLR 2020, severity 1.
+    .. [3] M. A. Imam et al., "CLIP meets DINO for Tuning Zero-Shot Classifier using Unlabeled Image Collections",
+       2024, arXiv:2411.19346.
+    """
+
+    kind: str = "crop_flip"
+    scale: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for kind in self.kind.split("+"):
+            if kind not in _KINDS:
+                raise ValueError(
+                    f"augmentation kind={self.kind!r} must be one of {list(_KINDS)}, or several joined by '+'."
+                )
+        if self.scale is not None and not (len(self.scale) == 2 and 0.0 < self.scale[0] <= self.scale[1] <= 1.0):
+            raise ValueError(f"scale={self.scale!r} must be two shares of the area, such as (0.08, 1.0).")
+
+    def key(self) -> str:
+        """Text that differs whenever the pixels could."""
+        if self.scale is None or all(self.scale == _KINDS[kind].scale for kind in self.kind.split("+")):
+            return self.kind
+        low, high = map(float, self.scale)
+        return f"{self.kind} {low!r}-{high!r}"
+
+    def __call__(
+        self,
+        picture: Any,
+        *,
+        cut: Callable[..., NDArray[np.uint8]],
+        seed: int,
+        key: bytes,
+        view: int,
+        size: tuple[int, int],
+        interpolation: str = "bicubic",
+    ) -> NDArray[np.uint8]:
+        """Make view `view` of a picture, which is what `cut` (`augment` or `augment_reduced`) takes."""
+        kinds = self.kind.split("+")
+        own = _KINDS[kinds[(view - 1) % len(kinds)]]
+        pixels = cut(
+            picture,
+            seed=seed,
+            key=key,
+            view=view,
+            size=size,
+            interpolation=interpolation,
+            scale=self.scale or own.scale,
+        )
+        if own.change is None:
+            return pixels
+        return pixels_of(own.change(Image.fromarray(np.ascontiguousarray(pixels)), _more_draws(seed, key, view)))
 
 
 def augment(
@@ -95,9 +186,20 @@ def _facing(pixels: NDArray[np.uint8], mirrored: bool) -> NDArray[np.uint8]:
 
 def _draws(seed: int, key: bytes, view: int) -> Iterator[float]:
     """Uniform numbers in [0, 1). Taken from the raw bits, whose stream NumPy keeps across versions."""
-    digest = hashlib.blake2b(f"{seed} {view} ".encode() + key, digest_size=16, person=b"augment").digest()
-    bits = Philox(key=int.from_bytes(digest, "little")).random_raw(1 + 4 * _ATTEMPTS)
+    bits = _stream(seed, key, view, b"augment").random_raw(1 + 4 * _ATTEMPTS)
     return iter(((bits >> np.uint64(11)) * 2.0**-53).tolist())
+
+
+def _more_draws(seed: int, key: bytes, view: int) -> Iterator[float]:
+    """As `_draws`, without end and from a stream of their own."""
+    stream = _stream(seed, key, view, b"change")
+    while True:
+        yield (int(stream.random_raw()) >> 11) * 2.0**-53
+
+
+def _stream(seed: int, key: bytes, view: int, purpose: bytes) -> Philox:
+    digest = hashlib.blake2b(f"{seed} {view} ".encode() + key, digest_size=16, person=purpose).digest()
+    return Philox(key=int.from_bytes(digest, "little"))
 
 
 def _crop_box(width: int, height: int, draws: Iterator[float], scale: tuple[float, float]) -> tuple[int, int, int, int]:

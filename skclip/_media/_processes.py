@@ -19,6 +19,7 @@ from joblib.externals.loky.backend import resource_tracker
 from numpy.typing import NDArray
 from PIL import Image
 
+from skclip._media._augment import Augmentation
 from skclip._media._reading import PictureError
 from skclip._media._sources import describe
 from skclip._media._transform import PictureTransform
@@ -59,12 +60,14 @@ class ProcessReader:
     transform : PictureTransform
     n_workers : int
     seed : int
+    augmentation : Augmentation
     """
 
-    def __init__(self, transform: PictureTransform, n_workers: int, seed: int) -> None:
+    def __init__(self, transform: PictureTransform, n_workers: int, seed: int, augmentation: Augmentation) -> None:
         self.transform = transform
         self.n_workers = n_workers
         self.seed = seed
+        self.augmentation = augmentation
         self._closed = threading.Event()
         _submit(n_workers, os.getpid)  # they start while the caller does something else
 
@@ -93,7 +96,7 @@ class ProcessReader:
         """
         groups = _groups(wanted, positions)
         n_rows = max((sum(len(wanted[i].slots) for i in group) for group in groups), default=0)
-        read_group = _GroupReader(self.transform, self.seed, out)
+        read_group = _GroupReader(self.transform, self.seed, self.augmentation, out)
         unread: list[int] = []
         suspects: list[int] = []
         waiting = groups[::-1]
@@ -141,9 +144,12 @@ class ProcessReader:
 class _GroupReader:
     """What all groups of one call have in common."""
 
-    def __init__(self, transform: PictureTransform, seed: int, out: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, transform: PictureTransform, seed: int, augmentation: Augmentation, out: NDArray[np.uint8]
+    ) -> None:
         self._transform = transform
         self._seed = seed
+        self._augmentation = augmentation
         self._out = out
 
     def task(self, group: list[Wanted], scratch: _Scratch, place: int) -> tuple[Any, ...]:
@@ -161,6 +167,7 @@ class _GroupReader:
             renumbered,
             self._transform,
             self._seed,
+            self._augmentation,
             Image.MAX_IMAGE_PIXELS,
         )
 
@@ -246,7 +253,13 @@ def _ignore_interrupts() -> None:
 
 
 def _read_group(
-    path: str, offset: int, group: list[Wanted], transform: PictureTransform, seed: int, most_pixels: int | None
+    path: str,
+    offset: int,
+    group: list[Wanted],
+    transform: PictureTransform,
+    seed: int,
+    augmentation: Augmentation,
+    most_pixels: int | None,
 ) -> list[bool]:
     """Write the pixels of pictures into a file; which of them could be read."""
     Image.MAX_IMAGE_PIXELS = most_pixels
@@ -255,7 +268,7 @@ def _read_group(
     with open(path, "r+b") as file:
         for wanted in group:
             try:
-                for row, pixels in pixels_of_slots(wanted, transform, seed):
+                for row, pixels in pixels_of_slots(wanted, transform, seed, augmentation):
                     file.seek(offset + row * n_bytes)
                     file.write(np.ascontiguousarray(pixels).data)
                 is_read.append(True)

@@ -13,6 +13,7 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from skclip._media._augment import Augmentation
 from skclip._media._processes import ProcessReader
 from skclip._media._reading import PictureError, content_key, load_item
 from skclip._media._shared import Room
@@ -41,6 +42,8 @@ class PictureReader:
         None is one per core, at most 8.
     seed : int, default=0
         Of the random views.
+    augmentation : Augmentation, default=Augmentation()
+        How random views are made.
 
     Notes
     -----
@@ -51,18 +54,25 @@ class PictureReader:
     """
 
     def __init__(
-        self, transform: PictureTransform, *, workers: str = "threads", n_workers: int | None = None, seed: int = 0
+        self,
+        transform: PictureTransform,
+        *,
+        workers: str = "threads",
+        n_workers: int | None = None,
+        seed: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
     ) -> None:
         if workers not in WORKERS:
             raise ValueError(f"workers={workers!r} must be one of {list(WORKERS)}.")
         self.transform = transform
         self.seed = seed
+        self.augmentation = augmentation
         self.n_workers = n_workers or min(_MOST_WORKERS, joblib.cpu_count())
         self._closing = threading.Event()
         self._threads = ThreadPoolExecutor(self.n_workers, thread_name_prefix="skclip-reader")
         self._processes = None
         if workers == "processes" and not multiprocessing.current_process().daemon:
-            self._processes = ProcessReader(transform, self.n_workers, seed)
+            self._processes = ProcessReader(transform, self.n_workers, seed, augmentation)
 
     def __enter__(self) -> PictureReader:
         return self
@@ -128,7 +138,7 @@ class PictureReader:
 
         def read(i: int) -> None:
             try:
-                for row, pixels in pixels_of_slots(wanted[i], self.transform, self.seed):
+                for row, pixels in pixels_of_slots(wanted[i], self.transform, self.seed, self.augmentation):
                     out[row] = pixels
             except PictureError as error:
                 errors[i] = error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from skclip._media import augment
-from skclip._media._augment import _crop_box, _draws
+from skclip._media import AUGMENTATIONS, Augmentation, augment, read_picture
+from skclip._media._augment import _crop_box, _draws, augment_reduced
+from skclip._media._reading import SizedPicture
 
 KEY = b"0123456789abcdef"
 
@@ -120,3 +122,98 @@ def test_scale_one_keeps_nearly_everything():
 def test_view_zero_is_not_made_here(number):
     with pytest.raises(ValueError, match=f"view={number} must be at least 1"):
         view(view=number)
+
+
+def made(augmentation, v=1, image=None, seed=0, key=KEY, cut=augment):
+    return augmentation(image or picture(), cut=cut, seed=seed, key=key, view=v, size=(32, 32))
+
+
+def test_the_default_is_crop_and_flip_and_nothing_besides():
+    assert Augmentation() == Augmentation("crop_flip")
+    assert Augmentation().key() == Augmentation(scale=(0.5, 1)).key() == "crop_flip"
+    for v in range(1, 5):
+        np.testing.assert_array_equal(made(Augmentation(), v), view(view=v))
+
+
+def test_the_published_crop_takes_less_of_the_picture():
+    augmentation = Augmentation("crop_flip", (0.08, 1.0))
+    np.testing.assert_array_equal(made(augmentation), view(scale=(0.08, 1.0)))
+    assert augmentation.key() == "crop_flip 0.08-1.0"
+
+
+@pytest.mark.parametrize("kind", ["strong", "augmix", "nola", "strong+augmix"])
+def test_views_of_every_kind_depend_on_key_seed_and_view_alone(kind):
+    augmentation = Augmentation(kind)
+    first = made(augmentation)
+    assert first.shape == (32, 32, 3)
+    assert first.dtype == np.uint8
+    np.random.default_rng(5).random()
+    np.testing.assert_array_equal(made(augmentation), first)
+    others = [made(augmentation, seed=1), made(augmentation, 3), made(augmentation, key=KEY[::-1])]
+    assert len({pixels.tobytes() for pixels in [first, *others]}) == 4
+
+
+def test_changes_are_drawn_apart_from_the_crop():
+    """One picture, one crop, whatever is done to it afterwards."""
+    flat = Image.new("RGB", (40, 30), (10, 200, 30))
+    gradient = Image.fromarray(np.linspace(0, 255, 4000).reshape(40, 100, 1).repeat(3, 2).astype(np.uint8))
+    for v in range(1, 6):
+        plain = made(Augmentation("crop_flip", (0.08, 1.0)), v, gradient).astype(float)
+        changed = made(Augmentation("augmix"), v, gradient).astype(float)
+        assert np.corrcoef(plain.ravel(), changed.ravel())[0, 1] > 0.9
+    assert {
+        len(np.unique(made(Augmentation("augmix"), v, flat)[8:24, 8:24].reshape(-1, 3), axis=0)) for v in (1, 2)
+    } == {1}
+
+
+def test_kinds_take_turns():
+    turns = Augmentation("strong+augmix")
+    for v, kind in enumerate(["strong", "augmix", "strong", "augmix"], start=1):
+        np.testing.assert_array_equal(made(turns, v), made(Augmentation(kind), v))
+
+
+def test_keys_differ_whenever_pixels_could():
+    keys = [
+        Augmentation(*of).key()
+        for of in [
+            (),
+            ("strong",),
+            ("augmix",),
+            ("nola",),
+            ("strong+augmix",),
+            ("strong", (0.5, 1.0)),
+            ("crop_flip", (0.08, 1.0)),
+        ]
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_grey_pictures_get_the_views_of_their_colours():
+    grey = picture(mode="L")
+    for kind in AUGMENTATIONS:
+        np.testing.assert_array_equal(
+            made(Augmentation(kind), image=grey), made(Augmentation(kind), image=grey.convert("RGB"))
+        )
+
+
+def test_a_picture_that_is_decoded_smaller_is_changed_in_the_same_way():
+    buffer = io.BytesIO()
+    ramp = np.stack(np.meshgrid(np.linspace(0, 255, 400), np.linspace(0, 255, 300)), axis=-1)
+    Image.fromarray(np.dstack([ramp, 255 - ramp[..., :1]]).astype(np.uint8)).save(buffer, "JPEG", quality=95)
+    for kind in AUGMENTATIONS:
+        for v in (1, 2):
+            exact = made(Augmentation(kind), v, read_picture(buffer.getvalue())).astype(float)
+            fast = made(Augmentation(kind), v, SizedPicture(buffer.getvalue()), cut=augment_reduced).astype(float)
+            assert np.abs(exact - fast).mean() < 3, kind
+
+
+@pytest.mark.parametrize("kind", ["", "colour", "strong+", "strong,augmix"])
+def test_unknown_kinds_are_refused(kind):
+    with pytest.raises(ValueError, match="must be one of"):
+        Augmentation(kind)
+
+
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.1), (0.5,)])
+def test_impossible_areas_are_refused(scale):
+    with pytest.raises(ValueError, match="two shares of the area"):
+        Augmentation(scale=scale)

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from skclip._media import (
+    Augmentation,
     PictureError,
     PictureReader,
     PictureTransform,
@@ -76,6 +77,20 @@ def blank(n, transform=TRANSFORM):
 @pytest.fixture(params=["threads", "processes"])
 def workers(request):
     return request.param
+
+
+@pytest.mark.parametrize("kind", ["strong+augmix", "nola"])
+def test_threads_and_processes_make_the_same_views(files, workers, kind):
+    augmentation, views = Augmentation(kind, (0.3, 0.9)), (0, 1, 2)
+    items = [*files[:4], files[5].read_bytes(), np.asarray(image(7))]
+    out = blank(len(items) * len(views))
+    with PictureReader(TRANSFORM, workers=workers, n_workers=2, seed=5, augmentation=augmentation) as reader:
+        assert reader.read(wanted_of(items, views), out) == [None] * len(items)
+    options = {"size": TRANSFORM.size, "interpolation": TRANSFORM.interpolation, "seed": 5, "cut": augment}
+    for row, (item, v) in zip(out, [(item, v) for item in items for v in views]):
+        picture = read_picture(item)
+        expected = augmentation(picture, key=content_key(item), view=v, **options) if v else TRANSFORM(picture)
+        np.testing.assert_array_equal(row, expected)
 
 
 @pytest.mark.parametrize("n_workers", [None, 1, 3])
