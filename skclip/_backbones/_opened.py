@@ -122,6 +122,13 @@ def attend(
     -------
     tensor of shape (B, T, D)
     """
+    return finish(block, x, mix(block, x, mask=mask, branches=branches, path=path), branches, path)
+
+
+def mix(
+    block: Any, x: Tensor, *, mask: Tensor | None = None, branches: Branches | None = None, path: str = ""
+) -> Tensor:
+    """What the heads of a block read, one beside the other, (B, T, D): the input of its output projection."""
     from torch.nn.functional import scaled_dot_product_attention
 
     queries, keys, values = project(block, block.ln_1(x), branches, path)
@@ -130,7 +137,7 @@ def attend(
     mixed = scaled_dot_product_attention(
         split_heads(queries, heads), split_heads(keys, heads), split_heads(values, heads), attn_mask=mask
     )
-    return finish(block, x, merge_heads(mixed), branches, path)
+    return merge_heads(mixed)
 
 
 def project(
