@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skclip._backbones import BackboneError, private_random_numbers, torch_dtype
+from skclip._backbones import private_random_numbers
+from skclip.tuning._advice import autocast, memory_advice
 
 if TYPE_CHECKING:
     import torch
@@ -211,15 +212,6 @@ def train_network(
     return losses
 
 
-def autocast(device: torch.device, precision: str) -> Any:
-    """The context in which products are of this precision."""
-    import torch
-
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch_dtype(precision))
-
-
 def draws_random_numbers(module: torch.nn.Module) -> bool:
     """Whether training the network draws from torch's global generator, as dropout does."""
     return any(
@@ -252,17 +244,11 @@ def _optimizer(module: torch.nn.Module, learned: set[str] | None, recipe: Networ
 def advice(batch_size: int, name: str) -> Iterator[None]:
     """Say what helps where memory runs out, or a step sees a single picture."""
     try:
-        yield
+        with memory_advice(batch_size, name, "a smaller image_size or device='cpu'"):
+            yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ValueError(
             f"{name}: batch_size={batch_size} leaves nothing to take batch statistics of; use a larger one."
-        ) from error
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
-            raise
-        raise BackboneError(
-            f"{name}: out of memory with batch_size={batch_size}; use a smaller one, a smaller image_size or "
-            "device='cpu'."
         ) from error

@@ -29,7 +29,8 @@ from skclip._backbones import (
     weights_file_digest,
 )
 from skclip._media import PictureTransform, check_images, stack_pictures
-from skclip.tuning._network_training import NetworkRecipe, Pixels, autocast, train_network
+from skclip.tuning._advice import autocast
+from skclip.tuning._network_training import NetworkRecipe, Pixels, train_network
 from skclip.utils._arrays import check_weights, take_rows
 from skclip.utils._base import SkclipBase, forget_fit
 from skclip.utils._classifier import LogitsMixin
