@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,8 +42,11 @@ class Opened:
     def __init__(self, module: nn.Module, name: str = "") -> None:
         self.module = module
         self.name = name or type(module).__name__
-        self._names = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
         self._idle: list[nn.Module] = []
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.module.named_parameters(remove_duplicate=False))
 
     def run(self, function: Callable[[Any], T], weights: Mapping[str, Tensor] | None = None) -> T:
         """``function(module)``, with `weights` in place of the parameters of these full names.
@@ -114,7 +118,7 @@ def attend(
     mask : tensor that broadcasts to (B, heads, T, T), optional
         Added to the scores, or of bool with True where a query may read a key.
     branches : mapping, optional
-        By ``"<path>.<q|k|v|o>"``: functions of the input of a projection whose result is added to its output.
+        By ``"<path>.attn.<q|k|v|o>"``: functions of the input of a projection whose result is added to its output.
     path : str
         Full name of the block.
 
@@ -141,19 +145,20 @@ def mix(
 
 
 def project(
-    block: Any, normed: Tensor, branches: Branches | None = None, path: str = ""
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of normalised tokens (..., D)."""
+    block: Any, normed: Tensor, branches: Branches | None = None, path: str = "", *, kinds: str = "qkv"
+) -> tuple[Tensor, ...]:
+    """Queries, keys and values of normalised tokens (..., D), or the neighbours among them that `kinds` names."""
     from torch.nn.functional import linear
 
-    joint = linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
-    queries, keys, values = joint.chunk(3, dim=-1)
-    if branches:
-        queries, keys, values = (
-            _branched(out, normed, branches, f"{path}.{kind}")
-            for out, kind in ((queries, "q"), (keys, "k"), (values, "v"))
-        )
-    return queries, keys, values
+    attention = block.attn
+    first = "qkv".index(kinds) * attention.embed_dim
+    rows = slice(first, first + len(kinds) * attention.embed_dim)
+    bias = attention.in_proj_bias
+    joint = linear(normed, attention.in_proj_weight[rows], None if bias is None else bias[rows])
+    parts = joint.chunk(len(kinds), dim=-1)
+    if not branches:
+        return parts
+    return tuple(_branched(part, normed, branches, f"{path}.attn.{kind}") for part, kind in zip(parts, kinds))
 
 
 def finish(block: Any, x: Tensor, mixed: Tensor, branches: Branches | None = None, path: str = "") -> Tensor:
@@ -162,7 +167,7 @@ def finish(block: Any, x: Tensor, mixed: Tensor, branches: Branches | None = Non
 
     out = linear(mixed, block.attn.out_proj.weight, block.attn.out_proj.bias)
     if branches:
-        out = _branched(out, mixed, branches, f"{path}.o")
+        out = _branched(out, mixed, branches, f"{path}.attn.o")
     x = x + block.ls_1(out)
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
@@ -180,3 +185,28 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(B, heads, T, D / heads) to (B, T, D)."""
     return x.transpose(-2, -3).flatten(-2)
+
+
+def renew(before: Tensor, after: Tensor, fresh: Tensor, start: int, held: int, mode: str) -> tuple[Tensor, int]:
+    """The tokens that enter a block whose prompts are learned anew.
+
+    Parameters
+    ----------
+    before, after : tensors of shape (B, T, D)
+        What the previous block read and what it gave; `held` prompts stand in them from place `start` on.
+    fresh : tensor of shape (n, D)
+    mode : {"replace", "accumulate", "accumulate_same"}
+        `fresh` takes the place of the prompts, comes after them, or comes after those that the previous block read.
+
+    Returns
+    -------
+    tensor of shape (B, T', D), int
+        How many prompts stand in it.
+    """
+    import torch
+
+    stop = start + held
+    kept = {"replace": after[:, :0], "accumulate": after[:, start:stop], "accumulate_same": before[:, start:stop]}[mode]
+    own = fresh.to(after.dtype).expand(len(after), -1, -1)
+    renewed = torch.cat([after[:, :start], kept, own, after[:, stop:]], dim=1)
+    return renewed, kept.shape[1] + len(fresh)
