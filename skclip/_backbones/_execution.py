@@ -32,6 +32,8 @@ _SETTLING_PICTURES = {"cpu": 256, "mps": 256, "cuda": 1024}
 _AUTO_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 # Rows that wait on an accelerator to be copied back together.
 _GATHERED_BYTES = 2**28
+# Of the context: texts that are measured, not encoded.
+_LONGEST_TEXT = 8
 # Transformers have a few in their stem.
 _STEM_CONVOLUTIONS = 8
 
@@ -85,6 +87,11 @@ class Backbone:
     def tokenizer(self) -> Any:
         """Callable ``(texts, context_length=None) -> int64 ids``, built at the first use."""
         return self._make_tokenizer()
+
+    @property
+    def pixel_scale(self) -> PixelScale:
+        """Function from uint8 pixels (n, H, W, 3) on the device to what the image tower reads."""
+        return self._scale
 
     @property
     def picture_batch_size(self) -> int:
@@ -349,6 +356,24 @@ class Backbone:
         out = unique if len(unique) == len(texts) else unique[[position[text] for text in texts]]
         self._check_finite(out, "text")
         return out
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts from the start token to the end token, however long they are.
+
+        Parameters
+        ----------
+        texts : sequence of n str
+
+        Returns
+        -------
+        list of n lists of int
+        """
+        from skclip._backbones._text import read_lengths
+
+        _check_texts(texts)
+        with self._tokenizer_lock:
+            ids = self.tokenizer(list(texts), context_length=_LONGEST_TEXT * self.card.context_length)
+        return [row[:length].tolist() for row, length in zip(ids, read_lengths(self.module, ids).tolist())]
 
     def _channels_last(self) -> bool:
         """Whether the picture tower now lies in memory with its channels last: one of convolutions runs faster so.

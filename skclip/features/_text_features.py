@@ -53,6 +53,8 @@ class CLIPTextFeatures(TransformerMixin, SkclipBase):
     (2, 128)
     """
 
+    # `CLIPClassifier` fills in the model of what encodes class names
+    _encodes_text = True
     _parameter_constraints: dict[str, list[Any]] = {"model": [str, None], **EXECUTION_CONSTRAINTS}
 
     def __init__(

@@ -44,6 +44,81 @@ device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
     "verbose": """\
 verbose : int, default=0
     1 shows a progress bar.""",
+    # parameters of what tunes prompts or towers
+    "model_of_text": """\
+model : str, default=None
+    The model of the features, whose text tower reads the prompts. None is the model of the enclosing
+    `CLIPClassifier`, or `skclip`'s default model where there is none.""",
+    "model_to_tune": """\
+model : str, default=None
+    The model that is tuned: its weights are read and never changed. None is `skclip`'s default model.""",
+    "class_names": """\
+class_names : {label: str} or list of str, default=None
+    Names of the classes; those absent from y are left out. A list is accepted only where it cannot be misread: where
+    the labels are 0..K-1, or are the names themselves. None takes labels that are strings for names.""",
+    "tuning": """\
+early_stopping : bool, default=False
+    Whether to hold out pictures, keep the epoch that recognises most of them, and end training after
+    `n_iter_no_change` epochs without a better one. Without it the last epoch counts, as published.
+validation_fraction : float, default=0.1
+    Share of each class to hold out, rounded up, but never a whole class.
+n_iter_no_change : int, default=10
+    Epochs without a better one before training ends. Only with `early_stopping`.
+warm_start : bool, default=False
+    Whether `fit` goes on from what an earlier `fit` has learned.
+checkpoint : path, default=None
+    A file that holds the state of training after each epoch. `fit` with the same data and parameters goes on from
+    there, and on a CPU ends bit for bit where an undisturbed one does; it refuses the file of another run. Needs an
+    integer `random_state`.
+distributed : bool, default=False
+    Whether this process is one of several begun by ``accelerate launch`` or ``torchrun``, which divide each batch
+    among them. Needs the extra ``skclip[accelerate]``.
+device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
+    Where to train and to encode; "auto" takes an accelerator if there is one.
+precision : {"auto", "float32", "bf16", "fp16"}, default="auto"
+    Of the towers' products; what is learned is float32. "auto" is half precision on accelerators and float32 on CPUs.
+random_state : int, RandomState or None, default=None
+    Initial values, order of the pictures, views, dropout, held-out pictures.
+verbose : int, default=0
+    1 shows a progress bar.""",
+    "tuning_pictures": """\
+augmentation : {"crop_flip"} or None, default="crop_flip"
+    Whether each epoch sees a random crop of each picture, mirrored half of the time, or the picture as prediction
+    does. Where left and right matter, as in digits, None.
+min_crop : float, default=0.08
+    Smallest share of a picture's area that a random crop shows.
+n_workers : int, default=None
+    Threads that read pictures. None is one per core, at most 8.
+store : "memory", path or None, default="memory"
+    Where features of pictures by the tuned tower are kept, so that no picture is encoded twice.""",
+    "tuned": """\
+class_names_ : ndarray of shape (K,)
+    Names of the classes, row k for ``classes_[k]``.
+text_features_ : ndarray of shape (K, d), float32
+    Unit rows of the classes.
+state_delta_ : dict of str to ndarray
+    All that was learned, by name.
+logit_scale_ : float
+    Multiplier of the cosines: the model's own.
+loss_curve_ : list of float
+    Mean loss of each epoch.
+loss_terms_ : dict of str to list of float
+    The same for each of its terms.
+validation_scores_ : list of float
+    Accuracy on the held-out pictures after each epoch; empty without `early_stopping`.
+n_iter_ : int
+    Epochs run.
+weights_digest_ : str
+    SHA-256 of the file of the model's weights.
+state_digest_ : str
+    Names the weights and what was learned.""",
+    "raises_tuning": """\
+ValueError
+    If y holds one class only or a label without name, a prompt is longer than the model reads, the device is not
+    there, `early_stopping` meets classes with one picture each only, the loss stops being finite, or `checkpoint`
+    is of another run.
+KeyboardInterrupt
+    Ctrl-C, saying where the checkpoint is and how to go on.""",
     # parameters of what reads pictures
     "execution": """\
 device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"

@@ -437,7 +437,7 @@ def _text_members(estimator: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Text-side estimators at and below `estimator`, with the parameter paths that lead to them."""
     if isinstance(estimator, FrozenEstimator) or owns_pictures(estimator):
         return
-    if isinstance(estimator, ZeroShotClassifier | CLIPTextFeatures):
+    if getattr(estimator, "_encodes_text", False):
         yield path, estimator
     for name, member in _members(estimator):
         yield from _text_members(member, f"{path}__{name}")
@@ -456,10 +456,10 @@ def _members(estimator: Any) -> list[tuple[str, Any]]:
 def owns_pictures(estimator: Any) -> bool:
     """Whether `estimator` encodes pictures itself, so that its X is pictures.
 
-    True of `CLIPFeatures`, of `CLIPClassifier`, of what has one of these among its own members, and of a
-    pipeline with such a step, frozen or not.
+    True of `CLIPFeatures`, of `CLIPClassifier`, of what tunes an image tower, of what has one of these among its own
+    members, and of a pipeline with such a step, frozen or not.
     """
-    if isinstance(estimator, CLIPFeatures | CLIPClassifier):
+    if isinstance(estimator, CLIPFeatures | CLIPClassifier) or getattr(estimator, "_reads_pictures", False):
         return True
     members = [member for _, member in _members(estimator)]
     if isinstance(estimator, Pipeline | FrozenEstimator):

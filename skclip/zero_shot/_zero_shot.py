@@ -114,6 +114,8 @@ class ZeroShotClassifier(LogitsMixin, SkclipBase):
     array(['dog', 'owl'], dtype='<U3')
     """
 
+    # `CLIPClassifier` fills in the model of what encodes class names
+    _encodes_text = True
     _parameter_constraints: dict[str, list[Any]] = {
         "model": [str, None],
         "class_names": [Mapping, Sequence, np.ndarray, None],

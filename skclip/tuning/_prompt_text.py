@@ -1,0 +1,201 @@
+"""Where learned vectors stand among the words of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from skclip.templates._templates import SLOT
+
+if TYPE_CHECKING:
+    import torch
+
+    from skclip._backbones import PromptTokens, TextTower
+
+POSITIONS = ("end", "middle", "front")
+
+
+class PromptWords(NamedTuple):
+    """Token ids of the prompts of K classes, cut where the name stands.
+
+    Attributes
+    ----------
+    start : int
+        The start token.
+    before : list of int
+        What stands before the name, the same for all classes.
+    names : list of K lists of int
+    after : list of K lists of int
+        What stands after the name, the end token last.
+    """
+
+    start: int
+    before: list[int]
+    names: list[list[int]]
+    after: list[list[int]]
+
+
+def read_words(backbone: Any, template: str, names: Sequence[str]) -> PromptWords:
+    """Token ids of a template with each name in it.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    template : str
+        With ``{}`` for the name.
+    names : sequence of K str
+
+    Raises
+    ------
+    ValueError
+        If a tokeniser writes the words before the name otherwise next to some names.
+    """
+    before_text, _, after_text = template.partition(SLOT)
+    texts = [f"{before_text}{name}{after_text}" for name in names]
+    before_ids, *alone = backbone.token_ids([before_text, *names])
+    start, before = before_ids[0], before_ids[1:-1]
+    read = backbone.token_ids(texts)
+    n_before = 1 + len(before)
+    for name, ids in zip(names, read):
+        if ids[1:n_before] != before:
+            raise ValueError(f"The words {before_text!r} become other tokens before {name!r}; use another template.")
+    lengths = [len(ids) - 2 for ids in alone]
+    return PromptWords(
+        start,
+        before,
+        [ids[n_before : n_before + length] for ids, length in zip(read, lengths)],
+        [ids[n_before + length :] for ids, length in zip(read, lengths)],
+    )
+
+
+class PromptLayout:
+    """Sequences of token embeddings in which learned vectors stand in for words.
+
+    Parameters
+    ----------
+    text : TextTower
+    words : PromptWords
+    names : sequence of K str
+        For errors.
+    n_ctx : int
+        Learned vectors. They take the place of the first `n_ctx` tokens before the name where there are so many, and
+        of all of them where there are fewer.
+    position : {"end", "middle", "front"}, default="end"
+        Where the name stands among what is learned: after it; between its halves; before it.
+    class_specific : bool, default=False
+        Whether each class has vectors of its own.
+    n_after : int, default=None
+        How many learned vectors stand between name and end token, in place of the words there. None leaves the words.
+
+    Raises
+    ------
+    ValueError
+        If a prompt is longer than the tower reads; the message names the class.
+    """
+
+    def __init__(
+        self,
+        text: TextTower,
+        words: PromptWords,
+        names: Sequence[str],
+        n_ctx: int,
+        *,
+        position: str = "end",
+        class_specific: bool = False,
+        n_after: int | None = None,
+    ) -> None:
+        import torch
+
+        # learned vectors are numbered below the ids: -1, -2, ...
+        learned, fixed = list(range(-1, -1 - n_ctx, -1)), words.before[n_ctx:]
+        ends = words.after
+        if n_after is not None:
+            ends = [[*range(-1 - n_ctx, -1 - n_ctx - n_after, -1), after[-1]] for after in words.after]
+        first, rest = {"end": (learned, []), "middle": (learned[: n_ctx // 2], learned[n_ctx // 2 :])}.get(
+            position, ([], learned)
+        )
+        prefix = [words.start, *(first + fixed if position == "end" else first)]
+        middle = [] if position == "end" else rest + fixed
+        own = [name + middle + end for name, end in zip(words.names, ends)]
+        if class_specific:
+            own = [
+                [code if code >= 0 else code - k * n_ctx for code in prefix[1:] + codes] for k, codes in enumerate(own)
+            ]
+            prefix = prefix[:1]
+        self.lengths = torch.tensor([len(codes) for codes in own])
+        longest = int(self.lengths.argmax())
+        total = len(prefix) + len(own[longest])
+        if total > text.context_length:
+            raise ValueError(
+                f"The prompt of class {names[longest]!r} has {total} tokens ({n_ctx} learned, {len(words.names[longest])} "
+                f"of its name), more than the {text.context_length} that the model reads; use a smaller n_ctx or a "
+                "shorter name."
+            )
+        ids = sorted({code for codes in [prefix, *own] for code in codes if code >= 0})
+        place = {code: row for row, code in enumerate(ids)}
+        self._words = text.embed(torch.tensor(ids, device=text.device))
+        self._prefix = torch.tensor([self._row(code, place) for code in prefix])
+        padded = [codes + [codes[-1]] * (len(own[longest]) - len(codes)) for codes in own]
+        self._own = torch.tensor([[self._row(code, place) for code in codes] for codes in padded])
+        self._own_is_words = all(code >= 0 for codes in own for code in codes)
+
+    def __call__(
+        self,
+        ctx: torch.Tensor,
+        after: torch.Tensor | None = None,
+        *,
+        deep: Sequence[torch.Tensor] = (),
+        deep_mode: str = "replace",
+    ) -> PromptTokens:
+        """Prompts with these vectors.
+
+        Parameters
+        ----------
+        ctx : tensor of shape (n_ctx, w), (R, n_ctx, w) for R variants, or (K * n_ctx, w) if specific to classes
+        after : tensor of shape (n_after, w), default=None
+        deep, deep_mode
+            See `PromptTokens`.
+        """
+        import torch
+
+        from skclip._backbones import PromptTokens
+
+        learned = ctx if ctx.ndim == 3 else ctx[None]
+        if after is not None:
+            learned = torch.cat([learned, after.expand(len(learned), -1, -1)], dim=1)
+        words = self._words.to(learned.dtype)
+        # words first, then what is learned: the rows that `_row` counts
+        rows = torch.cat([words.expand(len(learned), -1, -1), learned], dim=1)
+        own = words[self._own][None] if self._own_is_words else rows[:, self._own]
+        return PromptTokens(rows[:, self._prefix], own, self.lengths, deep, deep_mode)
+
+    def _row(self, code: int, place: dict[int, int]) -> int:
+        return place[code] if code >= 0 else len(place) - 1 - code
+
+
+def initial_context(
+    text: TextTower, words: PromptWords, n_ctx: int, generator: torch.Generator, n_classes: int | None = None
+) -> torch.Tensor:
+    """Vectors to begin with: the embeddings of the words before the name, or N(0, 0.02^2) where there are none.
+
+    Parameters
+    ----------
+    text : TextTower
+    words : PromptWords
+    n_ctx : int
+        As many of the words as there are, at most.
+    generator : torch.Generator
+    n_classes : int, default=None
+        With it, as many copies (or draws), one below the other.
+
+    Returns
+    -------
+    tensor of shape (n_ctx, w) or (n_classes * n_ctx, w), float32
+    """
+    import torch
+
+    copies = 1 if n_classes is None else n_classes
+    if not words.before:
+        return 0.02 * torch.randn((copies * n_ctx, text.width), generator=generator)
+    ids = torch.tensor(words.before[:n_ctx], device=text.device)
+    return text.embed(ids).float().cpu().repeat(copies, 1)

@@ -1,0 +1,676 @@
+"""What all estimators have in common that tune prompts or weights of CLIP by gradient."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from copy import copy
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skclip._backbones import (
+    DEFAULT_MODEL,
+    device_of_fitted,
+    load_backbone,
+    resolve_device,
+    resolve_precision,
+)
+from skclip._media import check_images
+from skclip.tuning._losses import cross_entropy
+from skclip.tuning._setting import Setting, Step, Term, cosine_scores
+from skclip.utils._arrays import check_features, check_weights, first_view, take_rows, unit_rows
+from skclip.utils._base import SkclipBase, forget_fit
+from skclip.utils._class_text import ClassText, warn_if_guessing
+from skclip.utils._classifier import LogitsMixin
+from skclip.utils._cosine import cosine_logits
+from skclip.utils._docs import fill_doc
+from skclip.utils._names import ClassNames, align_names
+from skclip.utils._params import Interval, StrOptions, check_parameters
+from skclip.utils._training import check_target, check_training, validation_split
+
+if TYPE_CHECKING:
+    import torch
+
+    from skclip.tuning._engine import Batch, Group, Inputs, Recipe
+
+    Tensors = dict[str, torch.Tensor]
+
+TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
+    "model": [str, None],
+    "class_names": [Mapping, "array-like", None],
+    "max_iter": [Interval(Integral, 0, None, closed="left")],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "early_stopping": ["boolean"],
+    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+    "warm_start": ["boolean"],
+    "checkpoint": [str, PathLike, None],
+    "distributed": ["boolean"],
+    "device": [str],
+    "precision": [StrOptions({"auto", "float32", "bf16", "fp16"})],
+    "random_state": ["random_state"],
+    "verbose": ["verbose"],
+}
+SGD_CONSTRAINTS: dict[str, list[Any]] = {
+    **TRAINING_CONSTRAINTS,
+    "momentum": [Interval(Real, 0, 1, closed="left")],
+}
+PICTURE_CONSTRAINTS: dict[str, list[Any]] = {
+    "augmentation": [StrOptions({"crop_flip"}), None],
+    "min_crop": [Interval(Real, 0, 1, closed="right")],
+    "n_workers": [Interval(Integral, 1, None, closed="left"), None],
+    "store": [str, Path, None],
+}
+
+# what it was that a checkpoint was written for does not change with these
+_NOT_OF_THE_RUN = ("checkpoint", "device", "distributed", "n_workers", "store", "verbose", "warm_start")
+
+
+class Examples(NamedTuple):
+    """Pictures to learn from.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, V, width), or a sequence of n pictures
+        Rows of features, of every view, as the method reads them; or what `check_images` returns.
+    codes : ndarray of shape (n,)
+        Class of each picture, 0..K-1.
+    weights : ndarray of shape (n,) or None
+    """
+
+    X: Any
+    codes: NDArray
+    weights: NDArray | None
+
+    def take(self, rows: NDArray) -> Examples:
+        weights = None if self.weights is None else self.weights[rows]
+        return Examples(take_rows(self.X, rows), self.codes[rows], weights)
+
+
+@fill_doc
+class TunedClassifier(LogitsMixin, SkclipBase):
+    """Base of the classifiers that train a few tensors of CLIP, or beside it, by gradient.
+
+    A method says where training starts (`_start`), how its tensors change the features of the classes (`_text`) and of
+    the pictures (`_image`), and what is minimised (`_terms`).
+    """
+
+    _set_last = "state_delta_"
+    # `CLIPClassifier` fills in the model of what encodes class names
+    _encodes_text = True
+
+    model: str | None
+    classes_: NDArray
+    state_delta_: dict[str, NDArray]
+
+    def with_classes(self, class_names: ClassNames) -> Self:
+        """A new classifier, fitted, that knows other classes by what was learned; this one is left as it is.
+
+        Parameters
+        ----------
+        class_names : {label: str} or list of str
+            The new classes, all of them. A list makes the names the labels, and is refused where the labels of this
+            classifier are numbers.
+
+        Returns
+        -------
+        self : object
+            A copy that shares what was learned.
+
+        Raises
+        ------
+        ValueError
+            If a list could be misread, what was learned belongs to single classes, or the model's weights are no longer
+            those of `fit`.
+        """
+        check_is_fitted(self)
+        if not isinstance(class_names, Mapping) and self.classes_.dtype.kind not in "US":
+            raise ValueError(
+                f"The labels of this classifier are numbers ({self.classes_[:3].tolist()}, ...), so a list of names "
+                "does not tell their labels. Write with_classes({label: name, ...})."
+            )
+        new = copy(self)
+        new.class_names = class_names
+        new.classes_, _ = align_names(class_names)
+        new.class_names_ = np.asarray(new._names(new.classes_))
+        new._encode_classes(new._restored())
+        return new
+
+    # ------------------------------------------------------------------ what a method defines
+
+    def _start(self, setting: Setting) -> Tensors:
+        """Where training starts: tensors by name."""
+        raise NotImplementedError
+
+    def _text(self, learned: Tensors, setting: Setting) -> torch.Tensor:
+        """Projections of the classes, (K, d)."""
+        raise NotImplementedError
+
+    def _image(
+        self, learned: Tensors, setting: Setting, inputs: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Projections of pictures, (b, d); `generator` where it is for training."""
+        raise NotImplementedError
+
+    def _scores(self, step: Step) -> torch.Tensor:
+        """Logits of a batch, (b, K)."""
+        return cosine_scores(step)
+
+    def _terms(self, setting: Setting) -> dict[str, Term]:
+        """What is summed to the loss, by name, each with its weight in it."""
+        return {"cross_entropy": label_loss}
+
+    def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
+        raise NotImplementedError
+
+    def _prepare(self, setting: Setting, examples: Examples) -> None:
+        """Fill ``setting.constants`` before training begins."""
+
+    def _groups(self) -> dict[str, Group]:
+        """Tensors whose learning rate or weight decay differs from the others'."""
+        return {}
+
+    # a function that takes the place of the sum's backward pass, see `train`
+    _gradients: Callable[[Any, Tensors], None] | None = None
+
+    # ------------------------------------------------------------------ fit
+
+    def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
+        check_parameters(self)
+        self._check_checkpoint()
+        resolve_device(self.device)
+        before = self.state_delta_ if self.warm_start and hasattr(self, "state_delta_") else None
+        examples = self._examples(X, y, sample_weight)
+        classes, names = self.classes_, self._names(self.classes_)
+        setting = self._setting(classes, names, self.device)
+        learned, trained = self._train(setting, examples, before)
+        self.loss_curve_, self.loss_terms_ = trained.loss_curve, trained.loss_terms
+        self.validation_scores_, self.n_iter_ = trained.validation_curve, trained.n_iter
+        self._keep(setting, trained.learned)
+        return self
+
+    def _keep(self, setting: Setting, state: dict[str, NDArray]) -> None:
+        """Set what prediction reads."""
+        self.classes_, self.class_names_ = setting.classes, np.asarray(setting.names)
+        self.logit_scale_ = setting.logit_scale
+        self.weights_digest_ = setting.backbone.digest
+        self.state_digest_ = _digest(state, setting.backbone.digest)
+        self._publish(state, setting)
+        self._encode_classes(setting, state)
+        self.state_delta_ = state
+
+    def _publish(self, state: dict[str, NDArray], setting: Setting) -> None:
+        """Set the attributes under which a method shows what was learned."""
+
+    def _encode_classes(self, setting: Setting, state: dict[str, NDArray] | None = None) -> None:
+        """Set ``text_features_``, the unit rows of the classes."""
+        import torch
+        from torch.nn.functional import normalize
+
+        with torch.no_grad():
+            rows = self._text(self._tensors(setting, state), setting)
+        self.text_features_ = normalize(rows.float(), dim=-1).cpu().numpy()
+
+    def _tensors(self, setting: Setting, state: dict[str, NDArray] | None = None) -> Tensors:
+        """What was learned, on the device."""
+        import torch
+
+        given = self.state_delta_ if state is None else state
+        return {name: torch.tensor(value, device=setting.device) for name, value in given.items()}
+
+    def _train(self, setting: Setting, examples: Examples, before: dict[str, NDArray] | None) -> Any:
+        import torch
+
+        from skclip.tuning._engine import train
+
+        held = None
+        if self.early_stopping:
+            seed = int(torch.randint(2**31 - 1, (1,), generator=setting.generator))
+            kept, held_rows = validation_split(examples.codes, self.validation_fraction, np.random.RandomState(seed))
+            examples, held = examples.take(kept), examples.take(held_rows)
+        self._prepare(setting, examples)
+        start = self._start(setting)
+        if before is not None:
+            start = _continued(before, start)
+        learned = {name: value.detach().to(setting.device, torch.float32).clone() for name, value in start.items()}
+        for value in learned.values():
+            value.requires_grad_()
+        terms = self._terms(setting)
+
+        def losses(batch: Batch) -> dict[str, torch.Tensor]:
+            step = Step(self, setting, learned, batch)
+            return {name: term(step) for name, term in terms.items()}
+
+        validate = None if held is None else self._validation(setting, learned, held)
+        trained = train(
+            learned,
+            losses,
+            self._inputs(examples, setting, training=True),
+            examples.codes,
+            examples.weights,
+            self._recipe(len(examples.codes), len(setting.classes)),
+            groups=self._groups(),
+            generator=setting.generator,
+            device=setting.device,
+            precision=resolve_precision(self.precision, setting.device),
+            gradients=self._gradients,
+            validate=validate,
+            checkpoint=self.checkpoint,
+            fingerprint="" if self.checkpoint is None else self._fingerprint(setting, examples),
+            distributed=self.distributed,
+            verbose=self.verbose,
+            name=type(self).__name__,
+        )
+        return learned, trained
+
+    def _validation(self, setting: Setting, learned: Tensors, held: Examples) -> Callable[[], float]:
+        """A function that tells the share of held-out pictures that are recognised now."""
+        import torch
+
+        from skclip.tuning._engine import Batch
+
+        inputs = self._inputs(held, setting, training=False)
+        parts = np.array_split(np.arange(len(held.codes)), -(-len(held.codes) // max(self.batch_size, 32)))
+        shares = np.ones(len(held.codes)) if held.weights is None else held.weights
+
+        def validate() -> float:
+            right, text = 0.0, None
+            with torch.no_grad():
+                for rows, part in zip(parts, inputs.batches(parts, 0, setting.generator)):
+                    codes = torch.from_numpy(held.codes[rows]).to(setting.device)
+                    step = Step(self, setting, learned, Batch(rows, part, codes, None, 0, 0, None))
+                    if text is not None:
+                        vars(step)["text"] = text
+                    hits = (self._scores(step).argmax(dim=1) == codes).cpu().numpy()
+                    text = vars(step).get("text")
+                    right += float(shares[rows] @ hits)
+            return right / float(shares.sum())
+
+        return validate
+
+    def _examples(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Examples:
+        raise NotImplementedError
+
+    def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ classes and model
+
+    def _model_name(self) -> str:
+        return DEFAULT_MODEL if self.model is None else self.model
+
+    def _names(self, classes: NDArray) -> list[str]:
+        """Name of each class, underscores read as spaces."""
+        return names_of(self.class_names, classes, type(self).__name__)
+
+    def _setting(self, classes: NDArray, names: list[str], device: str) -> Setting:
+        import torch
+
+        backbone = load_backbone(self._model_name(), device=device, precision="float32")
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        scale = getattr(self, "logit_scale", None)
+        return Setting(
+            backbone,
+            classes,
+            names,
+            backbone.logit_scale if scale is None else float(scale),
+            torch.Generator().manual_seed(seed),
+        )
+
+    def _restored(self) -> Setting:
+        """The setting of a fitted classifier, with the weights it was fitted with."""
+        device, _ = device_of_fitted(self.device, self.precision)
+        setting = self._setting(self.classes_, self.class_names_.tolist(), device)
+        if setting.backbone.digest != self.weights_digest_:
+            raise ValueError(
+                f"The weights of {self._model_name()!r} have changed since fit (digest {self.weights_digest_[:12]} then, "
+                f"{setting.backbone.digest[:12]} now), so that what was learned does not fit them. Fit again."
+            )
+        return setting
+
+    def _check_checkpoint(self) -> None:
+        if self.checkpoint is not None and not isinstance(self.random_state, Integral):
+            raise ValueError(
+                f"checkpoint={str(self.checkpoint)!r} needs an integer random_state, so that the run that goes on is "
+                f"the one that was begun; got random_state={self.random_state!r}."
+            )
+
+    def _fingerprint(self, setting: Setting, examples: Examples) -> str:
+        """What a run depends on, so that a checkpoint is not taken up by another."""
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_OF_THE_RUN}
+        facts = {
+            "estimator": type(self).__name__,
+            **{name: repr(value) for name, value in sorted(params.items())},
+            "weights": setting.backbone.digest,
+            "classes": repr(setting.classes.tolist()),
+            "names": repr(setting.names),
+            "y": _hash(examples.codes),
+            "sample_weight": "None" if examples.weights is None else _hash(examples.weights),
+            "X": _hash(examples.X),
+        }
+        return json.dumps(facts)
+
+
+@fill_doc
+class PromptClassifier(TunedClassifier):
+    """Base of the methods that leave the image tower as it is, and so learn from features."""
+
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn from labelled features.
+
+        Parameters
+        ----------
+        %(X_fit)s
+        %(y_fit)s
+        %(weights_fit)s
+
+        %(self)s
+
+        Raises
+        ------
+        %(raises_tuning)s
+
+        Warns
+        -----
+        SkclipWarning
+            If the class names recognise no more of the pictures than chance, as where features and text come from two
+            models.
+        """
+        return self._fit(X, y, sample_weight)
+
+    def logits(self, X: Any) -> NDArray:
+        """Scaled cosines of each row with each class.
+
+        %(logits)s
+        """
+        check_is_fitted(self)
+        rows = unit_rows(first_view(*check_features(self, X)))
+        return cosine_logits(rows, self.text_features_, self.logit_scale_)
+
+    def _image(
+        self, learned: Tensors, setting: Setting, inputs: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return inputs
+
+    def _examples(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Examples:
+        training = check_training(self, X, y, sample_weight)
+        rows = self._rows(training.X).astype(np.float32, copy=False)
+        views = rows.reshape(len(training.codes), training.n_views, -1)
+        return Examples(views, training.codes, training.weights)
+
+    def _rows(self, X: NDArray) -> NDArray:
+        """Rows of X as `_image` reads them."""
+        return unit_rows(X)
+
+    def _prepare(self, setting: Setting, examples: Examples) -> None:
+        width = setting.backbone.card.dim
+        if examples.X.shape[2] != width:
+            raise ValueError(
+                f"X has {examples.X.shape[2]} features, but the text tower of {self._model_name()!r} gives {width}; "
+                "both must come from one model."
+            )
+        text = setting.constants["zero_shot"] = setting.class_text("a photo of a {}.")
+        known = ClassText(text.cpu().numpy(), setting.logit_scale, None)
+        warn_if_guessing(_Plain(examples.X[:, 0], examples.codes, 1), known, stacklevel=6)
+
+    def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
+        import torch
+
+        from skclip.tuning._batches import FeatureInputs
+
+        views = examples.X if training else examples.X[:, :1]
+        return FeatureInputs(torch.tensor(views, device=setting.device))
+
+
+@fill_doc
+class TowerClassifier(TunedClassifier):
+    """Base of the methods that change the image tower, and so learn from pictures."""
+
+    _reads_pictures = True
+
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn from labelled pictures.
+
+        Parameters
+        ----------
+        %(pictures)s
+        %(y_fit)s
+        %(weights_fit)s
+
+        %(self)s
+
+        Raises
+        ------
+        %(raises_tuning)s
+            Also if a picture cannot be read, or the model's image tower is of a kind that cannot be tuned so.
+        """
+        return self._fit(X, y, sample_weight)
+
+    def logits(self, X: Any) -> NDArray:
+        """Scaled cosines of each picture with each class.
+
+        Parameters
+        ----------
+        %(pictures)s
+
+        Returns
+        -------
+        %(logits_array)s
+        """
+        return cosine_logits(self.encode_image(X), self.text_features_, self.logit_scale_)
+
+    def encode_image(self, X: Any) -> NDArray[np.float32]:
+        """Features of pictures by the tuned tower.
+
+        Parameters
+        ----------
+        %(pictures)s
+
+        Returns
+        -------
+        ndarray of shape (n, d), float32
+            Unit rows, in input order.
+
+        Raises
+        ------
+        ValueError
+            If a picture cannot be read.
+        """
+        import torch
+
+        from skclip.features._extraction import Execution, TunedReading, encode_pictures
+        from skclip.tuning._network_training import autocast
+
+        check_is_fitted(self)
+        pictures = check_pictures(X, type(self).__name__)
+        setting = self._restored()
+        device, precision = device_of_fitted(self.device, self.precision)
+        precision = resolve_precision(precision, setting.device)
+        encode = self._image_encoder(self._tensors(setting), setting)
+
+        def project(inputs: torch.Tensor) -> torch.Tensor:
+            with autocast(setting.device, precision):
+                return encode(inputs).float()
+
+        execution = Execution(
+            self._model_name(), device, "float32", "auto", self.store, n_workers=self.n_workers, verbose=self.verbose
+        )
+        reading = TunedReading(f"{self.state_digest_} {precision}", setting.backbone.card.dim, project)
+        rows = encode_pictures(pictures, range(1), execution, seed=0, on_error="raise", reading=reading)[:, 0]
+        return unit_rows(rows)
+
+    def as_features(self) -> Any:
+        """The tuned tower as a transformer, to stand before an adapter or a detector.
+
+        Returns
+        -------
+        TunedCLIPFeatures
+            Fitted; ``transform`` is `encode_image`.
+        """
+        from skclip.tuning._tuned_features import TunedCLIPFeatures
+
+        check_is_fitted(self)
+        return TunedCLIPFeatures(FrozenEstimator(self)).fit()
+
+    def _image_encoder(self, learned: Tensors, setting: Setting) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The tuned tower as one function of normalised pictures, which several threads may call at once."""
+        return lambda inputs: self._image(learned, setting, inputs)
+
+    def _examples(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Examples:
+        forget_fit(self)
+        pictures = check_pictures(X, type(self).__name__)
+        labels = check_target(self, y)
+        if len(pictures) != len(labels):
+            raise ValueError(f"X holds {len(pictures)} pictures and y {len(labels)} labels; every picture needs one.")
+        weights = check_weights(sample_weight, len(labels))
+        if weights is not None and not weights.all():
+            kept = np.flatnonzero(weights)
+            pictures, labels, weights = take_rows(pictures, kept), labels[kept], weights[kept]
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"y holds one class only, {self.classes_[0].item()!r}; {type(self).__name__} needs at least two classes."
+            )
+        return Examples(pictures, codes, weights)
+
+    def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
+        import torch
+
+        from skclip.features._extraction import Execution, picture_transform
+        from skclip.tuning._batches import PictureInputs
+
+        seed = int(torch.randint(2**31 - 1, (1,), generator=setting.generator))
+        execution = Execution(self._model_name(), self.device, "float32", "auto", None)
+        return PictureInputs(
+            examples.X,
+            picture_transform(execution),
+            setting.backbone.pixel_scale,
+            augmentation=self._augmentation() if training else None,
+            seed=seed,
+            n_workers=self.n_workers,
+            device=setting.device,
+        )
+
+    def _augmentation(self) -> Any:
+        """How a training picture differs from epoch to epoch; None is not at all."""
+        from skclip._media import Augmentation
+
+        return None if self.augmentation is None else Augmentation(self.augmentation, (self.min_crop, 1.0))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.one_d_array = True
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        return tags
+
+
+class _Plain(NamedTuple):
+    """As much of a training set as `warn_if_guessing` reads."""
+
+    X: NDArray
+    codes: NDArray
+    n_views: int
+
+
+def sgd_recipe(estimator: Any, max_iter: int) -> Recipe:
+    """Momentum and a cosine by epochs after one epoch of warm-up: what the code of CoOp and its successors trains with."""
+    from skclip.tuning._engine import Recipe
+
+    return Recipe(
+        max_iter=max_iter,
+        batch_size=estimator.batch_size,
+        learning_rate=estimator.learning_rate,
+        momentum=estimator.momentum,
+        weight_decay=estimator.weight_decay,
+        n_iter_no_change=estimator.n_iter_no_change if estimator.early_stopping else None,
+    )
+
+
+def label_loss(step: Step) -> torch.Tensor:
+    """Weighted mean cross entropy of the logits of a batch."""
+    return cross_entropy(step.logits, step.batch.codes, step.batch.weights)
+
+
+def names_of(class_names: Any, classes: NDArray, who: str) -> list[str]:
+    """The name of each of `classes`, underscores read as spaces; without names, labels that are strings are names."""
+    if class_names is None:
+        if classes.dtype.kind not in "US":
+            shown = ", ".join(f"{label!r}: <its name>" for label in classes[:3].tolist())
+            raise ValueError(
+                f"{who} learns words around the names of the classes, and labels that are numbers are no names. Write "
+                f"class_names={{{shown}{', ...' if len(classes) > 3 else ''}}}."
+            )
+        names = classes.tolist()
+    else:
+        known, all_names = align_names(class_names, classes)
+        named = dict(zip(known.tolist(), all_names))
+        names = [named[label] for label in classes.tolist()]
+    return [name.replace("_", " ") for name in names]
+
+
+def check_pictures(X: Any, who: str) -> Any:
+    """`check_images`, which says what to do with features."""
+    shape, kind = getattr(X, "shape", ()), getattr(getattr(X, "dtype", None), "kind", "")
+    if kind == "f" and len(shape) in (2, 3):
+        raise ValueError(
+            f"{who} changes the image tower and so learns from pictures, but X is a matrix of numbers of shape {shape}. "
+            "Pass the pictures themselves; for features use CoOpClassifier or an adapter."
+        )
+    return check_images(X)
+
+
+def _continued(before: dict[str, NDArray], start: Tensors) -> Tensors:
+    """What was learned before, if it is of the kind that is to be learned now."""
+    import torch
+
+    shapes, wanted = ({name: tuple(value.shape) for name, value in given.items()} for given in (before, start))
+    if shapes != wanted:
+        raise ValueError(
+            f"warm_start=True goes on from tensors of shapes {shapes}, but the parameters now ask for {wanted}. Fit a "
+            "clone, or set the parameters back."
+        )
+    return {name: torch.tensor(value) for name, value in before.items()}
+
+
+def _digest(state: dict[str, NDArray], weights: str) -> str:
+    """Names what was learned, on top of which weights."""
+    digest = hashlib.blake2b(weights.encode(), digest_size=16)
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()
+
+
+def _hash(values: Any) -> str:
+    """Names the content of an array, or pictures: by content in memory, by path, size and time in files."""
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(values, np.ndarray) and values.dtype.kind != "O":
+        digest.update(f"{values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values))
+        return digest.hexdigest()
+    for value in values:
+        digest.update(_named(value))
+    return digest.hexdigest()
+
+
+def _named(picture: Any) -> bytes:
+    from skclip._media import content_key, unknown_file
+
+    path = unknown_file(picture)
+    if path is None:
+        return content_key(picture)
+    status = path.stat()
+    return f"{path} {status.st_size} {status.st_mtime_ns}".encode()

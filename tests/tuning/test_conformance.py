@@ -1,0 +1,345 @@
+"""What every tuning method must do, whatever it tunes."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import subprocess
+import sys
+from copy import copy
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+from skclip import CLIPClassifier, CLIPFeatures
+from skclip import tuning
+from skclip._backbones import load_backbone
+from skclip.adapters import GDAClassifier
+from skclip.datasets import make_picture_world
+from skclip.tuning._tuned import PromptClassifier, TowerClassifier, TunedClassifier
+from skclip.utils import all_estimators
+
+MODEL = "skclip-tiny"
+NEW_NAMES = ["green circle", "yellow star", "blue ring"]
+COMMON = {"model": MODEL, "max_iter": 2, "batch_size": 8, "random_state": 0}
+
+
+def describe(name):
+    color, shape = name.split()
+    return [f"a {name}", f"a {shape} that is {color}", f"a picture of a {name}"]
+
+
+# what the methods need besides
+PARAMETERS = {
+    "BiomedCoOpClassifier": {"descriptions": describe, "n_prompts": None},
+}
+# methods whose X has columns of its own, or that learn without labels: their own tests do the same
+ELSEWHERE = {"GOProClassifier": "reads layer statistics", "NoLAClassifier": "learns without labels"}
+
+
+def methods(base):
+    found = {cls for _, cls in all_estimators() if issubclass(cls, base) and cls.__name__ not in ELSEWHERE}
+    return sorted(found, key=lambda cls: cls.__name__)
+
+
+def make(cls, **params):
+    return cls(**{**COMMON, **PARAMETERS.get(cls.__name__, {}), **params})
+
+
+@pytest.fixture(scope="module")
+def world():
+    made = make_picture_world(24, shapes=["circle", "star"], colors=["red", "blue"], styles=["sketch"], random_state=3)
+    return made.images, made.target_names[made.target]
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    return CLIPFeatures(MODEL).fit_transform(world[0])
+
+
+@pytest.fixture(scope="module")
+def fitted(world, rows):
+    """``fitted(cls) -> (estimator, X, y)``, each fitted once."""
+    known = {}
+
+    def get(cls):
+        X = rows if issubclass(cls, PromptClassifier) else world[0]
+        if cls not in known:
+            known[cls] = make(cls).fit(X, world[1])
+        return known[cls], X, world[1]
+
+    return get
+
+
+def backbone_digest():
+    module = load_backbone(MODEL, precision="float32").module
+    digest = hashlib.blake2b()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    return digest.hexdigest()
+
+
+each_method = pytest.mark.parametrize("cls", methods(TunedClassifier), ids=lambda cls: cls.__name__)
+each_prompt_method = pytest.mark.parametrize("cls", methods(PromptClassifier), ids=lambda cls: cls.__name__)
+each_tower_method = pytest.mark.parametrize("cls", methods(TowerClassifier), ids=lambda cls: cls.__name__)
+
+
+def test_the_lists_name_classes_that_exist():
+    names = {cls.__name__ for _, cls in all_estimators() if issubclass(cls, TunedClassifier)}
+    assert set(PARAMETERS) | set(ELSEWHERE) <= names
+    assert names <= set(tuning.__all__)
+
+
+@each_method
+def test_fit_leaves_the_backbone_and_its_parameters_alone(cls, world, fitted):
+    before = backbone_digest()
+    fitted(cls)  # maybe here for the first time
+    X = fitted(cls)[1]
+    estimator = make(cls)
+    params = {name: repr(value) for name, value in estimator.get_params().items()}
+    estimator.fit(X, world[1])
+    assert backbone_digest() == before
+    assert {name: repr(value) for name, value in estimator.get_params().items()} == params
+    # the same seed, the same tensors
+    for name, value in fitted(cls)[0].state_delta_.items():
+        np.testing.assert_array_equal(estimator.state_delta_[name], value, err_msg=name)
+
+
+@each_method
+def test_probabilities_and_attributes(cls, fitted):
+    estimator, X, y = fitted(cls)
+    proba = estimator.predict_proba(X)
+    assert proba.shape == (len(X), 4)
+    np.testing.assert_allclose(proba.sum(axis=1), 1.0, rtol=1e-6)
+    assert estimator.logits(X).shape == (len(X), 4)
+    np.testing.assert_array_equal(estimator.predict(X), estimator.classes_[proba.argmax(axis=1)])
+    assert len(estimator.loss_curve_) == estimator.n_iter_ == 2
+    totals = np.sum(list(estimator.loss_terms_.values()), axis=0)
+    np.testing.assert_allclose(totals, estimator.loss_curve_, rtol=1e-4)
+    assert all(isinstance(value, np.ndarray) for value in estimator.state_delta_.values())
+
+
+@each_method
+def test_something_is_learned(cls, fitted):
+    estimator, X, y = fitted(cls)
+    untrained = make(cls, max_iter=0).fit(X, y)
+    moved = [
+        name
+        for name, value in estimator.state_delta_.items()
+        if not np.array_equal(untrained.state_delta_.get(name), value)
+    ]
+    assert moved, "no tensor moved"
+
+
+@each_method
+def test_a_pickle_is_small_and_predicts_in_a_fresh_process(cls, fitted, tmp_path):
+    estimator, X, _ = fitted(cls)
+    path = tmp_path / "estimator.joblib"
+    joblib.dump(estimator, path)
+    size = sum(value.nbytes for value in estimator.state_delta_.values())
+    assert path.stat().st_size < 2.5 * size + 20_000
+    loaded = joblib.load(path)
+    np.testing.assert_array_equal(loaded.predict_proba(X[:4]), estimator.predict_proba(X[:4]))
+    assert len(pickle.dumps(clone(estimator))) < 3000
+
+
+@pytest.mark.parametrize("name", ["CoOpClassifier", "CLIPLoRAClassifier"])
+def test_unpickling_loads_no_torch_and_predicts_alike(name, fitted, tmp_path):
+    estimator, X, _ = fitted(getattr(tuning, name))
+    joblib.dump((estimator, X[:4]), tmp_path / "dumped")
+    code = f"""
+import sys, joblib, numpy as np
+estimator, X = joblib.load({str(tmp_path / "dumped")!r})
+assert "torch" not in sys.modules and "open_clip" not in sys.modules
+np.save({str(tmp_path / "proba.npy")!r}, estimator.predict_proba(X))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "proba.npy"), estimator.predict_proba(X[:4]), rtol=1e-5, atol=1e-7)
+
+
+@each_method
+def test_skops_reads_it_back(cls, fitted, tmp_path):
+    skops_io = pytest.importorskip("skops.io")
+    estimator, X, _ = fitted(cls)
+    if cls.__name__ in PARAMETERS:
+        pytest.skip("holds a function as parameter")
+    path = tmp_path / "estimator.skops"
+    skops_io.dump(estimator, path)
+    trusted = skops_io.get_untrusted_types(file=path)
+    assert all(name.startswith("skclip.") for name in trusted), trusted
+    loaded = skops_io.load(path, trusted=trusted)
+    np.testing.assert_array_equal(loaded.predict(X[:4]), estimator.predict(X[:4]))
+
+
+@each_method
+def test_the_order_of_the_classes_permutes_columns_only(cls, fitted):
+    # other labels for the same names: sorted the other way round
+    estimator, X, y = fitted(cls)
+    label = {name: 3 - k for k, name in enumerate(estimator.classes_.tolist())}
+    other = make(cls, class_names={k: name for name, k in label.items()}).fit(X, [label[name] for name in y])
+    np.testing.assert_array_equal(other.classes_, [0, 1, 2, 3])
+    np.testing.assert_allclose(other.logits(X)[:, ::-1], estimator.logits(X), rtol=1e-3, atol=5e-3)
+
+
+@each_method
+def test_new_classes_by_name(cls, fitted):
+    estimator, X, _ = fitted(cls)
+    before = pickle.dumps(estimator)
+    new = estimator.with_classes(NEW_NAMES)
+    assert sorted(new.classes_) == sorted(NEW_NAMES)
+    assert new.predict_proba(X).shape == (len(X), 3)
+    same = new.with_classes(estimator.classes_.tolist())
+    np.testing.assert_allclose(same.logits(X), estimator.logits(X), rtol=1e-4, atol=1e-4)
+    assert pickle.dumps(estimator) == before
+    numbered = copy(estimator)
+    numbered.classes_ = np.arange(4)
+    with pytest.raises(ValueError, match="list of names"):
+        numbered.with_classes(["red ring"])
+
+
+@each_method
+def test_errors_name_what_to_do(cls, fitted):
+    _, X, y = fitted(cls)
+    with pytest.raises(ValueError, match="class_names="):
+        make(cls).fit(X, np.arange(24) % 4)
+    with pytest.raises(ValueError, match="one class"):
+        make(cls).fit(X, ["red circle"] * 24)
+    long = " ".join(["red"] * 80)
+    with pytest.raises(ValueError, match=r"red red.* tokens"):
+        make(cls, class_names={**{name: name for name in set(y)}, "red circle": long}).fit(X, y)
+    with pytest.raises(NotFittedError):
+        make(cls).predict(X)
+    with pytest.raises(ValueError, match="random_state"):
+        make(cls, checkpoint="x", random_state=None).fit(X, y)
+    with pytest.raises(ValueError, match="learning_rate"):
+        make(cls, learning_rate=-1.0).fit(X, y)
+
+
+@each_prompt_method
+def test_features_of_another_width_are_refused(cls, rows, world):
+    with pytest.raises(ValueError, match="X has 64 features"):
+        make(cls).fit(rows[:, :64], world[1])
+
+
+@each_prompt_method
+def test_one_view_is_no_view(cls, rows, world, fitted):
+    one = make(cls).fit(rows[:, None], world[1])
+    for name, value in fitted(cls)[0].state_delta_.items():
+        np.testing.assert_array_equal(one.state_delta_[name], value)
+
+
+@each_tower_method
+def test_features_in_place_of_pictures_are_refused(cls, rows, world):
+    if cls.__name__ == "CLIPLoRAClassifier":
+        pytest.skip("may learn from features")
+    with pytest.raises(ValueError, match="pictures"):
+        make(cls).fit(rows, world[1])
+
+
+@each_tower_method
+def test_the_tuned_tower_stands_before_an_adapter(cls, fitted):
+    estimator, X, y = fitted(cls)
+    encoded = estimator.encode_image(X)
+    np.testing.assert_allclose(np.linalg.norm(encoded, axis=1), 1.0, rtol=1e-5)
+    pipe = make_pipeline(estimator.as_features(), GDAClassifier()).fit(X, y)
+    np.testing.assert_array_equal(pipe[:-1].transform(X[:3]), encoded[:3])
+    np.testing.assert_array_equal(clone(pipe).fit(X, y).predict(X), pipe.predict(X))
+    # other pictures around it, another place, another batch: the same row
+    np.testing.assert_allclose(estimator.encode_image(X[5:8]), encoded[5:8], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["CoOpClassifier", "MaPLeClassifier"])
+def test_an_interrupted_fit_goes_on_from_its_checkpoint(name, fitted, tmp_path, monkeypatch):
+    cls = getattr(tuning, name)
+    _, X, y = fitted(cls)
+    whole = make(cls, max_iter=4).fit(X, y)
+    path = tmp_path / "state"
+    halted = make(cls, max_iter=4, checkpoint=path)
+    terms, steps = cls._terms, []
+
+    def interrupted(self, setting):
+        def stop(step):
+            steps.append(step)
+            if len(steps) == 8:
+                raise KeyboardInterrupt
+            return 0.0 * step.logits.sum()
+
+        return {**terms(self, setting), "stop": stop}
+
+    monkeypatch.setattr(cls, "_terms", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"(?s)epoch 3 of 4.*state"):
+        halted.fit(X, y)
+    monkeypatch.undo()
+    resumed = halted.fit(X, y)
+    assert resumed.n_iter_ == 4
+    for key, value in whole.state_delta_.items():
+        np.testing.assert_array_equal(resumed.state_delta_[key], value)
+    with pytest.raises(ValueError, match="learning_rate"):
+        make(cls, max_iter=4, checkpoint=path, learning_rate=0.5).fit(X, y)
+
+
+def test_a_loss_that_is_not_finite_names_the_step(fitted):
+    _, X, y = fitted(tuning.CoOpClassifier)
+    with pytest.raises(ValueError, match=r"(?s)step.*learning_rate"):
+        make(tuning.CoOpClassifier, learning_rate=1e30, max_iter=20).fit(X, y)
+
+
+def test_search_over_a_pipeline_with_views(world):
+    images, y = world
+    pipe = make_pipeline(CLIPFeatures(MODEL, n_views=3, random_state=0), make(tuning.CoOpClassifier))
+    grid = {"coopclassifier__n_ctx": [2, 4], "coopclassifier__learning_rate": [0.002], "coopclassifier__max_iter": [1]}
+    search = GridSearchCV(pipe, grid, cv=2, error_score="raise").fit(images, y)
+    assert search.best_estimator_[-1].ctx_.shape[0] in (2, 4)
+    assert search.predict(images[:2]).shape == (2,)
+
+
+def test_two_processes_search_at_once(rows, world):
+    search = GridSearchCV(make(tuning.CoOpClassifier), {"n_ctx": [2, 4]}, cv=2, n_jobs=2, error_score="raise")
+    search.fit(rows, world[1])
+    alone = clone(search.best_estimator_).fit(rows, world[1])
+    np.testing.assert_allclose(alone.predict_proba(rows), search.predict_proba(rows), rtol=1e-4, atol=1e-6)
+
+
+def test_the_front_door_names_the_model(world):
+    images, y = world
+    front = CLIPClassifier(MODEL, classifier=tuning.CoOpClassifier(n_ctx=2, max_iter=1, random_state=0)).fit(images, y)
+    assert front.classifier_.model == MODEL
+    assert front.with_classes(NEW_NAMES).predict(images[:2]).shape == (2,)
+    with pytest.raises(TypeError, match="reads pictures itself"):
+        CLIPClassifier(MODEL, classifier=make(tuning.MaPLeClassifier)).fit(images, y)
+
+
+def test_weights_count_as_repeated_pictures_do_in_the_loss(rows, world):
+    y = world[1]
+    once = make(tuning.CoOpClassifier, batch_size=64).fit(rows, y, sample_weight=np.full(24, 2.0))
+    np.testing.assert_array_equal(once.ctx_, make(tuning.CoOpClassifier, batch_size=64).fit(rows, y).ctx_)
+    weights = np.where(y == "red circle", 0.0, 1.0)
+    without = make(tuning.CoOpClassifier).fit(rows, y, sample_weight=weights)
+    assert "red circle" not in without.classes_
+    with pytest.raises(ValueError, match="zero"):
+        make(tuning.CoOpClassifier).fit(rows, y, sample_weight=np.zeros(24))
+
+
+def test_warm_start_goes_on(rows, world):
+    estimator = make(tuning.CoOpClassifier, warm_start=True).fit(rows, world[1])
+    first = estimator.ctx_
+    again = estimator.fit(rows, world[1]).ctx_
+    assert not np.array_equal(first, again)
+    cold = make(tuning.CoOpClassifier).fit(rows, world[1]).ctx_
+    assert np.linalg.norm(again - first) < np.linalg.norm(cold) and not np.array_equal(again, cold)
+    with pytest.raises(ValueError, match="warm_start"):
+        estimator.set_params(n_ctx=3).fit(rows, world[1])
+
+
+def test_early_stopping_keeps_the_best_epoch(rows, world):
+    estimator = make(tuning.CoOpClassifier, max_iter=30, early_stopping=True, validation_fraction=0.3, n_iter_no_change=3)
+    estimator.fit(rows, world[1])
+    assert len(estimator.validation_scores_) == estimator.n_iter_
+    best = int(np.argmax(estimator.validation_scores_))
+    assert estimator.n_iter_ in (30, best + 4)
