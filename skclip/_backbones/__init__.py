@@ -32,6 +32,8 @@ from skclip._backbones._hub import BackboneError
 from skclip._backbones._lanes import n_lanes
 from skclip._backbones._loading import clear_backbones, find_weights, load_backbone, weights_digest
 from skclip._backbones._pixels import PixelScale
+from skclip._backbones._opened import OpenedTowerError
+from skclip._backbones._opened_text import PromptTokens, TextTower
 from skclip._backbones._text import TruncatedTextWarning
 from skclip._backbones._tiny import UnknownWordWarning
 from skclip._backbones._towers import grid_shape
@@ -44,8 +46,11 @@ __all__ = [
     "CompileWarning",
     "MissingDeviceWarning",
     "NetworkCard",
+    "OpenedTowerError",
+    "PromptTokens",
     "PixelScale",
     "SlowPrecisionWarning",
+    "TextTower",
     "TruncatedTextWarning",
     "UnknownWordWarning",
     "build_network",

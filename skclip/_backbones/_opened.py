@@ -91,14 +91,18 @@ def _stage(module: nn.Module) -> nn.Module:
     return Stage()
 
 
-def check_blocks(blocks: Iterable[nn.Module], name: str, tower: str) -> None:
-    """Raise `OpenedTowerError` unless every block is open_clip's plain residual attention block."""
+def is_plain(block: nn.Module) -> bool:
+    """Whether a block is open_clip's residual attention block without anything added."""
     from open_clip.transformer import ResidualAttentionBlock
     from torch import nn
 
+    return type(block) is ResidualAttentionBlock and isinstance(block.attn, nn.MultiheadAttention)
+
+
+def check_blocks(blocks: Iterable[nn.Module], name: str, tower: str) -> None:
+    """Raise `OpenedTowerError` unless every block is open_clip's plain residual attention block."""
     for i, block in enumerate(blocks):
-        plain = type(block) is ResidualAttentionBlock and isinstance(block.attn, nn.MultiheadAttention)
-        if not plain:
+        if not is_plain(block):
             raise OpenedTowerError(
                 f"model={name!r}: block {i} of its {tower} tower is a {type(block).__name__} of another kind than "
                 "those of OpenAI's CLIP, and cannot be opened for prompts or branches. Models such as ViT-B-32 and "

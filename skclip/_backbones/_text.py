@@ -92,22 +92,9 @@ def read_lengths(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 def encode_ids(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Raw projections of token ids, (n, dim); ids may be cut as `read_lengths` allows."""
-    import torch
+    from skclip._backbones._opened_text import encode_plain
 
-    tower: Any = text_tower(module)
-    if not is_causal(tower):
-        return module.encode_text(ids, normalize=False)  # type: ignore[operator]
-    # open_clip's own forward, which insists on full rows; its last norm works on single tokens.
-    length = ids.shape[1]
-    dtype = tower.transformer.get_cast_dtype()
-    hidden = tower.token_embedding(ids).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
-    ends = end_positions(tower, ids)
-    pooled = tower.ln_final(hidden[torch.arange(len(ids), device=ids.device), ends])
-    projection = tower.text_projection
-    if projection is None:
-        return pooled
-    return projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
+    return encode_plain(module, ids)
 
 
 def text_tower(module: torch.nn.Module) -> Any:
@@ -120,17 +107,18 @@ def is_causal(tower: Any) -> bool:
     return (
         getattr(tower, "attn_mask", None) is not None
         and getattr(tower, "cls_emb", None) is None
-        and _pool_type(tower) in ("argmax", "eos")
+        and pool_type(tower) in ("argmax", "eos")
     )
 
 
 def end_positions(tower: Any, ids: torch.Tensor) -> torch.Tensor:
     """Where a causal tower reads its answer, (n,) int64; as open_clip's ``text_global_pool``."""
-    if _pool_type(tower) == "argmax":
+    if pool_type(tower) == "argmax":
         return ids.argmax(dim=-1)
     end = tower.text_eos_id if hasattr(tower, "text_eos_id") else tower.eos_id
     return (ids == end).int().argmax(dim=-1)
 
 
-def _pool_type(tower: Any) -> str | None:
+def pool_type(tower: Any) -> str | None:
+    """Where a tower of open_clip reads its answer: "argmax", "eos", "last", "first"."""
     return getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)

@@ -1,0 +1,434 @@
+"""The text tower opened: prompts of learned vectors, what they share computed once, weights of one's own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from skclip._backbones._opened import (
+    Opened,
+    OpenedTowerError,
+    attend,
+    finish,
+    is_plain,
+    merge_heads,
+    project,
+    renew,
+    split_heads,
+)
+from skclip._backbones._text import end_positions, is_causal, pool_type, read_lengths, text_tower
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    Branches = Mapping[str, Callable[[Tensor], Tensor]]
+
+
+@dataclass
+class PromptTokens:
+    """C texts in R variants (one; or one per picture; or one per expert), as token embeddings without positions.
+
+    Attributes
+    ----------
+    prefix : tensor of shape (R, P, w)
+        The leading tokens, the same in all C texts; the first is the start token.
+    own : tensor of shape (1, C, L, w) or (R, C, L, w)
+        The rest of each text, filled up at its end with anything.
+    lengths : int64 tensor of shape (C,), on the CPU
+        How many of the L count; the last of them is the end token.
+    deep : sequence of tensors of shape (M, w)
+        ``deep[i]`` enters before block i + 1, at the M places behind the start token.
+    deep_mode : {"replace", "accumulate", "accumulate_same"}, default="replace"
+        Whether ``deep[i]`` takes the place of what block i made of the tokens there, comes after it, or comes after
+        those tokens as they entered block i.
+    """
+
+    prefix: Tensor
+    own: Tensor
+    lengths: Tensor
+    deep: Sequence[Tensor] = ()
+    deep_mode: str = "replace"
+
+
+class TextTower:
+    """The text tower of an open_clip model as a function of prompts and of weights; it has none of its own.
+
+    Where the tower is causal, what the texts have in common runs through it once for all of them, and nothing is
+    computed that cannot reach the end token: the same features as by open_clip for a fraction of the work.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The whole model; shared, never changed.
+    name : str
+        What errors call it.
+    pad_id : int, default=0
+        The token that fills texts up to the context, for towers that read it.
+
+    Attributes
+    ----------
+    width, dim, n_layers, context_length : int
+    causal : bool
+    device : torch.device
+    """
+
+    def __init__(self, module: nn.Module, name: str = "", pad_id: int = 0) -> None:
+        tower: Any = text_tower(module)
+        self.name = name or type(module).__name__
+        self.pad_id = pad_id
+        self.causal = is_causal(tower)
+        self.context_length = tower.context_length or sys.maxsize  # relative positions know no limit
+        self.width = _embedding(module).embedding_dim
+        self._module = module
+        self._opened = Opened(module, self.name)
+        self._foreign = _is_foreign(tower)
+        if self._foreign:
+            self.dim, self.n_layers = tower.output_dim, tower.config.num_hidden_layers
+        else:
+            self.dim, self.n_layers = _out_width(tower), len(tower.transformer.resblocks)
+        self._path = f"{'' if tower is module else 'text.'}transformer.resblocks"
+
+    @property
+    def device(self) -> torch.device:
+        return _embedding(self._module).weight.device
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings without positions, (..., w), of ids (...)."""
+        return _embedding(self._module)(ids.to(self.device))
+
+    def __call__(
+        self,
+        prompts: PromptTokens,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        branches: Branches | None = None,
+    ) -> Tensor:
+        """Raw projections of the prompts, (R, C, d).
+
+        Parameters
+        ----------
+        prompts : PromptTokens
+        weights : mapping of str to tensor, optional
+            By full names of the model's parameters: what stands in for them.
+        branches : mapping of str to callable, optional
+            By ``"<block>.attn.<q|k|v|o>"``: functions of a projection's input whose result is added to it.
+
+        Raises
+        ------
+        OpenedTowerError
+            A tower that cannot be opened, or a text longer than it reads.
+        """
+        self._check(prompts, branches)
+
+        def encode(module: Any) -> Tensor:
+            tower = text_tower(module)
+            if self._foreign:
+                return _foreign_features(tower, prompts)
+            if self.causal:
+                return _causal_features(tower, prompts, branches, self._path)
+            tokens = _whole_texts(prompts, self.context_length, _embedding(module).weight[self.pad_id])
+            ends = _reading_places(tower, prompts.lengths + (prompts.prefix.shape[1] - 1), self.context_length)
+            ends = ends.to(tokens.device).repeat(len(prompts.prefix))
+            features = _two_way_features(tower, tokens, ends, prompts.deep, prompts.deep_mode, branches, self._path)
+            return features.unflatten(0, (len(prompts.prefix), -1))
+
+        return self._opened.run(encode, weights)
+
+    def encode_ids(
+        self, ids: Tensor, *, weights: Mapping[str, Tensor] | None = None, branches: Branches | None = None
+    ) -> Tensor:
+        """Raw projections of plain texts, (C, d), cut at the last token that can matter.
+
+        Parameters
+        ----------
+        ids : int64 tensor of shape (C, context_length), or of fewer columns where `read_lengths` allows
+        weights, branches
+            See `__call__`.
+
+        Raises
+        ------
+        OpenedTowerError
+            Branches on a tower that cannot be opened; weights go with every tower.
+        """
+        if branches:
+            self._check_opened("branches")
+        ids = ids.to(self.device)
+        return self._opened.run(lambda module: encode_plain(module, ids, branches, self._path), weights)
+
+    def _check(self, prompts: PromptTokens, branches: Branches | None) -> None:
+        if not self._foreign:
+            self._check_opened("learned prompts")
+        elif prompts.deep or branches:
+            self._check_opened("prompts in deeper layers and branches")
+        n_shared = prompts.prefix.shape[1]
+        longest = n_shared + int(prompts.lengths.max())
+        if longest > self.context_length:
+            raise OpenedTowerError(
+                f"model={self.name!r} reads texts of at most {self.context_length} tokens, and that at position "
+                f"{int(prompts.lengths.argmax())} has {longest}; use fewer learned vectors or shorter names."
+            )
+        if len(prompts.deep) >= self.n_layers:
+            raise OpenedTowerError(
+                f"model={self.name!r} has {self.n_layers} text layers: prompts enter before {self.n_layers - 1} of "
+                f"them at most, got {len(prompts.deep)}."
+            )
+        if prompts.deep and n_shared <= len(prompts.deep[0]):
+            raise OpenedTowerError(
+                f"Prompts in deeper layers stand where {len(prompts.deep[0])} learned vectors stand that all texts "
+                f"share, and these share {n_shared - 1}; use such a prompt in deeper layers with vectors for all "
+                "classes, before the names."
+            )
+
+    def _check_opened(self, what: str) -> None:
+        trouble = "is one of transformers" if self._foreign else _trouble(text_tower(self._module))
+        if trouble:
+            raise OpenedTowerError(
+                f"model={self.name!r}: its text tower {trouble}, and {what} need a tower of OpenAI's kind, as those of "
+                "ViT-B-32 and ViT-L-14 are. Adapters on features work with every model."
+            )
+
+
+def _is_foreign(tower: Any) -> bool:
+    from open_clip.hf_model import HFTextEncoder
+
+    return isinstance(tower, HFTextEncoder)
+
+
+def _trouble(tower: Any) -> str | None:
+    """Why a tower of open_clip's own cannot be opened."""
+    if getattr(tower, "cls_emb", None) is not None:
+        return "answers at a class token of its own, as CoCa's does"
+    if getattr(tower, "use_pad_mask", False):
+        return "masks its padding"
+    if not all(is_plain(block) for block in tower.transformer.resblocks):
+        return "has custom attention blocks"
+    return None
+
+
+def _embedding(module: nn.Module) -> Any:
+    tower: Any = text_tower(module)
+    return tower.token_embedding if hasattr(tower, "token_embedding") else tower.transformer.get_input_embeddings()
+
+
+def _out_width(tower: Any) -> int:
+    projection = tower.text_projection
+    if projection is None:
+        return tower.positional_embedding.shape[1]
+    return getattr(projection, "out_features", None) or projection.shape[1]
+
+
+def encode_plain(module: Any, ids: Tensor, branches: Branches | None = None, path: str = "") -> Tensor:
+    """Raw projections (C, d) of token ids (C, T) by any tower; see `TextTower.encode_ids`."""
+    tower = text_tower(module)
+    lengths = read_lengths(module, ids).cpu()
+    ids = ids[:, : int(lengths.max())]
+    if _is_foreign(tower) or _trouble(tower):
+        return _stock_features(module, ids)
+    tokens = _embedding(module)(ids)
+    if not is_causal(tower):
+        ends = _reading_places(tower, end_positions(tower, ids), ids.shape[1])
+        return _two_way_features(tower, tokens, ends, (), "replace", branches, path)
+    shared = int((ids == ids[:1]).all(dim=0).int().cumprod(dim=0).sum())
+    shared = min(shared, int(lengths.min()) - 1)  # the end token is each text's own
+    prompts = PromptTokens(tokens[:1, :shared], tokens[None, :, shared:], lengths - shared)
+    return _causal_features(tower, prompts, branches, path)[0]
+
+
+def _stock_features(module: Any, ids: Tensor) -> Tensor:
+    """The model's own forward, which insists on full rows where its tower is causal."""
+    from torch.nn.functional import pad
+
+    tower = text_tower(module)
+    if is_causal(tower):
+        ids = pad(ids, (0, tower.context_length - ids.shape[1]))
+    return module.encode_text(ids, normalize=False)
+
+
+def _foreign_features(tower: Any, prompts: PromptTokens) -> Tensor:
+    """(R, C, d) by a two-way tower of transformers, which masks what does not count."""
+    import torch
+
+    n_shared, longest = prompts.prefix.shape[1], int(prompts.lengths.max())
+    tokens = _sequences(prompts, longest)
+    counts = torch.arange(n_shared + longest) < n_shared + prompts.lengths[:, None]
+    mask = counts.long().to(tokens.device).repeat(len(prompts.prefix), 1)
+    out = tower.transformer(inputs_embeds=tokens, attention_mask=mask)
+    features = tower.proj(tower.pooler(out, mask))
+    return features.unflatten(0, (len(prompts.prefix), -1))
+
+
+def _sequences(prompts: PromptTokens, length: int) -> Tensor:
+    """All texts with `length` tokens of their own, variant by variant, (R * C, P + length, w)."""
+    import torch
+
+    n_variants, n_texts = len(prompts.prefix), len(prompts.lengths)
+    shared = prompts.prefix[:, None].expand(-1, n_texts, -1, -1)
+    own = prompts.own[:, :, :length].to(shared.dtype).expand(n_variants, -1, -1, -1)
+    return torch.cat([shared, own], dim=2).flatten(0, 1)
+
+
+def _whole_texts(prompts: PromptTokens, context_length: int, padding: Tensor) -> Tensor:
+    """All texts filled up with `padding` (w,) to the whole context, (R * C, context_length, w)."""
+    import torch
+    from torch.nn.functional import pad
+
+    n_shared = prompts.prefix.shape[1]
+    tokens = _sequences(prompts, int(prompts.lengths.max()))
+    tokens = pad(tokens, (0, 0, 0, context_length - tokens.shape[1]))
+    counts = torch.arange(context_length) < n_shared + prompts.lengths[:, None]
+    counts = counts.to(tokens.device).repeat(len(prompts.prefix), 1)
+    return torch.where(counts[..., None], tokens, padding.to(tokens.dtype))
+
+
+def _reading_places(tower: Any, ends: Tensor, length: int) -> Tensor:
+    """Where a tower reads its answer in texts of `length` tokens whose end tokens stand at `ends`."""
+    fixed = {"first": 0, "last": length - 1}.get(pool_type(tower) or "")
+    return ends if fixed is None else ends.new_full(ends.shape, fixed)
+
+
+def _two_way_features(
+    tower: Any,
+    tokens: Tensor,
+    ends: Tensor,
+    deep: Sequence[Tensor],
+    deep_mode: str,
+    branches: Branches | None,
+    path: str,
+) -> Tensor:
+    """(B, d) by a tower without a mask, whose tokens (B, T, w) all see each other."""
+    import torch
+
+    x = _at_places(tower, tokens, torch.arange(tokens.shape[1], device=tokens.device))
+    held = len(deep[0]) if deep else 0
+    for i, block in enumerate(tower.transformer.resblocks):
+        before = x
+        x = attend(block, x, branches=branches, path=f"{path}.{i}")
+        if i < len(deep):
+            x, held = renew(before, x, deep[i], 1, held, deep_mode)
+    # prompts that came in beside others moved all that is behind them
+    ends = torch.where(ends > 0, ends + (x.shape[1] - tokens.shape[1]), ends)
+    return _answer(tower, x[torch.arange(len(x), device=x.device), ends])
+
+
+def _causal_features(tower: Any, prompts: PromptTokens, branches: Branches | None, path: str) -> Tensor:
+    """(R, C, d) by a causal tower: what the texts share is one row of tokens that never sees the rest.
+
+    Its keys and values are all that the rest takes from it. The rest is packed: no padding goes through a layer.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    *blocks, last = tower.transformer.resblocks
+    heads, n_shared = last.attn.num_heads, prompts.prefix.shape[1]
+    packing = _pack(prompts.lengths, prompts.own.shape[2], prompts.own.device)
+    shared = _at_places(tower, prompts.prefix, torch.arange(n_shared, device=prompts.prefix.device))
+    own = _at_places(tower, prompts.own.flatten(1, 2)[:, packing.rows], n_shared + packing.places)
+    x = torch.cat([shared, own.expand(len(shared), -1, -1)], dim=1)
+
+    held = len(prompts.deep[0]) if prompts.deep else 0
+    every = [(count, length, length) for count, length in packing.groups]
+    for i, block in enumerate(blocks):
+        queries, keys, values = (
+            split_heads(part, heads) for part in project(block, block.ln_1(x), branches, f"{path}.{i}")
+        )
+        first = slice(n_shared)
+        mixed = [
+            scaled_dot_product_attention(queries[:, :, first], keys[:, :, first], values[:, :, first], is_causal=True),
+            _read_both(queries[:, :, n_shared:], keys, values, n_shared, every),
+        ]
+        before, x = x, finish(block, x, merge_heads(torch.cat(mixed, dim=2)), branches, f"{path}.{i}")
+        if i < len(prompts.deep):
+            x, held = renew(before, x, prompts.deep[i], 1, held, prompts.deep_mode)
+            n_shared += x.shape[1] - before.shape[1]
+
+    path = f"{path}.{len(blocks)}"
+    normed, ends = last.ln_1(x), n_shared + packing.ends
+    asking = project(last, normed[:, ends], branches, path, kinds="q")
+    queries, keys, values = (
+        split_heads(part, heads) for part in (*asking, *project(last, normed, branches, path, kinds="kv"))
+    )
+    only = [(count, 1, length) for count, length in packing.groups]
+    read = _read_both(queries, keys, values, n_shared, only)
+    answers = finish(last, x[:, ends], merge_heads(read), branches, path)
+    return _answer(tower, answers[:, packing.back])
+
+
+def _read_both(
+    queries: Tensor, keys: Tensor, values: Tensor, n_shared: int, groups: Iterable[tuple[int, int, int]]
+) -> Tensor:
+    """Attention of packed texts to the tokens that they share and, causally, to their own.
+
+    Parameters
+    ----------
+    queries : tensor of shape (R, H, Q, e)
+    keys, values : tensors of shape (R, H, n_shared + N, e)
+    groups : iterable of (count, q, k)
+        So many texts, one after the other, have k tokens each, of which the last q ask.
+
+    Returns
+    -------
+    tensor of shape (R, H, Q, e)
+    """
+    import torch
+
+    queries = queries * queries.shape[-1] ** -0.5
+    scores = queries @ keys[:, :, :n_shared].transpose(-1, -2)  # of all texts in one product
+    shares, mixed = [], []
+    asked, read = 0, n_shared
+    for count, n_queries, n_keys in groups:
+        asking, reading = slice(asked, asked + count * n_queries), slice(read, read + count * n_keys)
+        asked, read = asking.stop, reading.stop
+        own_queries, own_keys, own_values = (
+            part.unflatten(2, (count, -1))
+            for part in (queries[:, :, asking], keys[:, :, reading], values[:, :, reading])
+        )
+        later = queries.new_ones((n_queries, n_keys), dtype=torch.bool).triu(1 + n_keys - n_queries)
+        own_scores = (own_queries @ own_keys.transpose(-1, -2)).masked_fill(later, float("-inf"))
+        on_shared = scores[:, :, asking].unflatten(2, (count, n_queries))
+        share = torch.cat([on_shared, own_scores], dim=-1).softmax(dim=-1)
+        shares.append(share[..., :n_shared].flatten(2, 3))
+        mixed.append((share[..., n_shared:] @ own_values).flatten(2, 3))
+    return torch.cat(mixed, dim=2) + torch.cat(shares, dim=2) @ values[:, :, :n_shared]
+
+
+class _Packing(NamedTuple):
+    """Which of C * L tokens count, the texts sorted by length."""
+
+    rows: Tensor  # (N,)
+    places: Tensor  # (N,) of each in its text
+    groups: list[tuple[int, int]]  # so many texts of such a length
+    ends: Tensor  # (C,) of the N, each text's last
+    back: Tensor  # (C,) from the sorted texts to the given ones
+
+
+def _pack(lengths: Tensor, width: int, device: torch.device) -> _Packing:
+    import torch
+
+    ranked, order = lengths.sort(stable=True)
+    places = torch.arange(width).expand(len(lengths), -1)
+    counts = places < ranked[:, None]
+    rows = (order[:, None] * width + places)[counts]
+    groups = [(len(list(same)), length) for length, same in groupby(ranked.tolist())]
+    tensors = (rows, places[counts], ranked.cumsum(dim=0) - 1, order.argsort())
+    rows, places, ends, back = (tensor.to(device) for tensor in tensors)
+    return _Packing(rows, places, groups, ends, back)
+
+
+def _at_places(tower: Any, tokens: Tensor, places: Tensor) -> Tensor:
+    """Embeddings (..., n, w) with those of the places (n,) added, in the tower's own precision."""
+    dtype = tower.transformer.get_cast_dtype()
+    return tokens.to(dtype) + tower.positional_embedding[places].to(dtype)
+
+
+def _answer(tower: Any, ends: Tensor) -> Tensor:
+    """Projections (..., d) of the tokens (..., w) at which a tower is read."""
+    from torch import nn
+
+    pooled, projection = tower.ln_final(ends), tower.text_projection
+    if projection is None:
+        return pooled
+    return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
