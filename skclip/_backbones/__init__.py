@@ -31,9 +31,10 @@ from skclip._backbones._foreign import (
 from skclip._backbones._hub import BackboneError
 from skclip._backbones._lanes import n_lanes
 from skclip._backbones._loading import clear_backbones, find_weights, load_backbone, weights_digest
-from skclip._backbones._pixels import PixelScale
 from skclip._backbones._opened import OpenedTowerError
 from skclip._backbones._opened_text import PromptTokens, TextTower
+from skclip._backbones._opened_vision import VisionTower, VisualPrompts
+from skclip._backbones._pixels import PixelScale
 from skclip._backbones._text import TruncatedTextWarning
 from skclip._backbones._tiny import UnknownWordWarning
 from skclip._backbones._towers import grid_shape
@@ -47,12 +48,14 @@ __all__ = [
     "MissingDeviceWarning",
     "NetworkCard",
     "OpenedTowerError",
-    "PromptTokens",
     "PixelScale",
+    "PromptTokens",
     "SlowPrecisionWarning",
     "TextTower",
     "TruncatedTextWarning",
     "UnknownWordWarning",
+    "VisionTower",
+    "VisualPrompts",
     "build_network",
     "cached_network",
     "clear_backbones",
