@@ -209,12 +209,12 @@ class VisionTower:
 
 
 def layers(visual: Any, pictures: Tensor) -> Iterator[Tensor]:
-    """Tokens (B, T, W) before the first block of an open tower, then behind each block."""
+    """Tokens (B, T, W) as they enter each block of an open tower, and as they leave the last; made when asked for."""
     hidden = visual.ln_pre(_embed(visual, pictures))
-    yield hidden
     for block in visual.transformer.resblocks:
-        hidden = attend(block, hidden)
         yield hidden
+        hidden = attend(block, hidden)
+    yield hidden
 
 
 def read_out(visual: Any, hidden: Tensor, prompts: slice = slice(0, 0), branches: Branches | None = None) -> Tensor:

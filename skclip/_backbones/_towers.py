@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from skclip._backbones._cards import BackboneCard
+from skclip._backbones._opened import finish, project
+from skclip._backbones._opened_vision import layers, read_out
 
 if TYPE_CHECKING:
     import torch
@@ -72,9 +75,9 @@ def encode_places(visual: Any, pictures: torch.Tensor) -> torch.Tensor:
 
 def _vision_transformer(visual: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     blocks = visual.transformer.resblocks
-    out = visual.forward_intermediates(pictures, indices=[len(blocks) - 2], output_fmt="NLC")
-    places = value_path(blocks[-1], out["image_intermediates"][0])
-    return out["image_features"], visual.ln_post(places) @ visual.proj
+    hidden = next(islice(layers(visual, pictures), len(blocks) - 1, None))
+    places = visual.ln_post(value_path(blocks[-1], hidden[:, 1:])) @ visual.proj
+    return read_out(visual, hidden), places
 
 
 def value_path(block: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -82,13 +85,8 @@ def value_path(block: Any, hidden: torch.Tensor) -> torch.Tensor:
 
     ``z + out_proj(W_v ln_1(z) + b_v)``, then the block's own MLP.
     """
-    from torch.nn.functional import linear
-
-    attention = block.attn
-    own = slice(2 * attention.embed_dim, None)  # queries, keys, values
-    values = linear(block.ln_1(hidden), attention.in_proj_weight[own], attention.in_proj_bias[own])
-    hidden = hidden + block.ls_1(attention.out_proj(values))
-    return hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
+    (values,) = project(block, block.ln_1(hidden), kinds="v")
+    return finish(block, hidden, values)
 
 
 def _resnet(visual: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
