@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,17 +97,6 @@ def is_plain(block: nn.Module) -> bool:
     from torch import nn
 
     return type(block) is ResidualAttentionBlock and isinstance(block.attn, nn.MultiheadAttention)
-
-
-def check_blocks(blocks: Iterable[nn.Module], name: str, tower: str) -> None:
-    """Raise `OpenedTowerError` unless every block is open_clip's plain residual attention block."""
-    for i, block in enumerate(blocks):
-        if not is_plain(block):
-            raise OpenedTowerError(
-                f"model={name!r}: block {i} of its {tower} tower is a {type(block).__name__} of another kind than "
-                "those of OpenAI's CLIP, and cannot be opened for prompts or branches. Models such as ViT-B-32 and "
-                "ViT-L-14 can, and adapters on features work with every model."
-            )
 
 
 def attend(

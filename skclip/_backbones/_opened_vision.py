@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from skclip._backbones._opened import Opened, OpenedTowerError, attend, check_blocks, finish, mix, renew
+from skclip._backbones._opened import Opened, OpenedTowerError, attend, finish, is_plain, mix, renew
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _PLACES = ("end", "after_cls")
 _MODES = ("replace", "accumulate", "accumulate_same")
+_PROMPTS = "visual prompts", "CoOpClassifier learns prompts of the text alone, with every model."
 _SIDE = "visual."
 _BLOCK = "visual.transformer.resblocks.{}"
 
@@ -83,11 +84,11 @@ class VisionTower:
 
     @property
     def width(self) -> int:
-        return self._blocks("tokens")[0].attn.embed_dim
+        return self._blocks(*_PROMPTS)[0].attn.embed_dim
 
     @property
     def n_layers(self) -> int:
-        return len(self._blocks("blocks"))
+        return len(self._blocks(*_PROMPTS))
 
     @property
     def n_heads(self) -> int:
@@ -194,7 +195,7 @@ class VisionTower:
             raise OpenedTowerError(f"model={self._opened.name!r} has no projection {unknown[0]!r}.")
 
     def _check_prompts(self, prompts: VisualPrompts) -> None:
-        blocks = self._blocks("visual prompts", "CoOpClassifier learns prompts of the text alone, with every model.")
+        blocks = self._blocks(*_PROMPTS)
         if prompts.place not in _PLACES:
             raise ValueError(f"place={prompts.place!r} is not one of {', '.join(_PLACES)}.")
         if prompts.mode not in _MODES:
@@ -241,9 +242,7 @@ def _trouble(visual: Any) -> str | None:
 
     if not isinstance(visual, VisionTransformer):
         return f"is a {type(visual).__name__}"
-    try:
-        check_blocks(visual.transformer.resblocks, "", "image")
-    except OpenedTowerError:
+    if not all(is_plain(block) for block in visual.transformer.resblocks):
         return "has attention blocks of another kind than those of OpenAI's CLIP"
     return None
 
