@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -336,9 +336,10 @@ def _causal_features(tower: Any, prompts: PromptTokens, branches: Branches | Non
             split_heads(part, heads) for part in project(block, block.ln_1(x), branches, f"{path}.{i}")
         )
         first = slice(n_shared)
+        asking, asking_own = queries.split([n_shared, len(packing.rows)], dim=2)
         mixed = [
-            scaled_dot_product_attention(queries[:, :, first], keys[:, :, first], values[:, :, first], is_causal=True),
-            _read_both(queries[:, :, n_shared:], keys, values, n_shared, every),
+            scaled_dot_product_attention(asking, keys[:, :, first], values[:, :, first], is_causal=True),
+            _read_both(asking_own, keys, values, n_shared, every),
         ]
         before, x = x, finish(block, x, merge_heads(torch.cat(mixed, dim=2)), branches, f"{path}.{i}")
         if i < len(prompts.deep):
@@ -358,7 +359,7 @@ def _causal_features(tower: Any, prompts: PromptTokens, branches: Branches | Non
 
 
 def _read_both(
-    queries: Tensor, keys: Tensor, values: Tensor, n_shared: int, groups: Iterable[tuple[int, int, int]]
+    queries: Tensor, keys: Tensor, values: Tensor, n_shared: int, groups: Sequence[tuple[int, int, int]]
 ) -> Tensor:
     """Attention of packed texts to the tokens that they share and, causally, to their own.
 
@@ -366,7 +367,7 @@ def _read_both(
     ----------
     queries : tensor of shape (R, H, Q, e)
     keys, values : tensors of shape (R, H, n_shared + N, e)
-    groups : iterable of (count, q, k)
+    groups : sequence of (count, q, k)
         So many texts, one after the other, have k tokens each, of which the last q ask.
 
     Returns
@@ -375,24 +376,22 @@ def _read_both(
     """
     import torch
 
+    asking, reading = [count * n for count, n, _ in groups], [count * n for count, _, n in groups]
     queries = queries * queries.shape[-1] ** -0.5
-    scores = queries @ keys[:, :, :n_shared].transpose(-1, -2)  # of all texts in one product
+    shared_keys, *own_keys = keys.split([n_shared, *reading], dim=2)
+    shared_values, *own_values = values.split([n_shared, *reading], dim=2)
+    scores = queries @ shared_keys.transpose(-1, -2)  # of all texts in one product
     shares, mixed = [], []
-    asked, read = 0, n_shared
-    for count, n_queries, n_keys in groups:
-        asking, reading = slice(asked, asked + count * n_queries), slice(read, read + count * n_keys)
-        asked, read = asking.stop, reading.stop
-        own_queries, own_keys, own_values = (
-            part.unflatten(2, (count, -1))
-            for part in (queries[:, :, asking], keys[:, :, reading], values[:, :, reading])
-        )
+    parts = zip(groups, queries.split(asking, dim=2), own_keys, own_values, scores.split(asking, dim=2))
+    for (count, n_queries, n_keys), *tokens in parts:
+        own_query, own_key, own_value, on_shared = (part.unflatten(2, (count, -1)) for part in tokens)
         later = queries.new_ones((n_queries, n_keys), dtype=torch.bool).triu(1 + n_keys - n_queries)
-        own_scores = (own_queries @ own_keys.transpose(-1, -2)).masked_fill(later, float("-inf"))
-        on_shared = scores[:, :, asking].unflatten(2, (count, n_queries))
-        share = torch.cat([on_shared, own_scores], dim=-1).softmax(dim=-1)
-        shares.append(share[..., :n_shared].flatten(2, 3))
-        mixed.append((share[..., n_shared:] @ own_values).flatten(2, 3))
-    return torch.cat(mixed, dim=2) + torch.cat(shares, dim=2) @ values[:, :, :n_shared]
+        on_own = (own_query @ own_key.transpose(-1, -2)).masked_fill(later, float("-inf"))
+        share = torch.cat([on_shared, on_own], dim=-1).softmax(dim=-1)
+        share_of_shared, share_of_own = share.split([n_shared, n_keys], dim=-1)
+        shares.append(share_of_shared.flatten(2, 3))
+        mixed.append((share_of_own @ own_value).flatten(2, 3))
+    return torch.cat(mixed, dim=2) + torch.cat(shares, dim=2) @ shared_values
 
 
 class _Packing(NamedTuple):
