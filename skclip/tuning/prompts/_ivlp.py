@@ -103,7 +103,7 @@ class IVLPClassifier(TowerClassifier):
     >>> from skclip.tuning import IVLPClassifier
     >>> world = make_picture_world(32, shapes=["circle", "star"], colors=["red", "blue"], styles=["sketch"])
     >>> clf = IVLPClassifier("skclip-tiny", max_iter=2, random_state=0)
-    >>> clf = clf.fit(world.images, world.target_names[world.target])
+    >>> clf = clf.fit(world.images, world.target)
     >>> clf.predict_proba(world.images[:2]).shape
     (2, 4)
     """

@@ -100,7 +100,7 @@ class MaPLeClassifier(TowerClassifier):
     >>> from skclip.tuning import MaPLeClassifier
     >>> world = make_picture_world(32, shapes=["circle", "star"], colors=["red", "blue"], styles=["sketch"])
     >>> clf = MaPLeClassifier("skclip-tiny", max_iter=2, random_state=0)
-    >>> clf = clf.fit(world.images, world.target_names[world.target])
+    >>> clf = clf.fit(world.images, world.target)
     >>> clf.predict_proba(world.images[:2]).shape
     (2, 4)
     >>> clf.with_classes(["green circle", "green star"]).predict(world.images[:2]).shape

@@ -117,8 +117,8 @@ class PromptSRCClassifier(TowerClassifier):
     >>> from skclip.datasets import make_picture_world
     >>> from skclip.tuning import PromptSRCClassifier
     >>> world = make_picture_world(32, shapes=["circle", "star"], colors=["red", "blue"], styles=["sketch"])
-    >>> clf = PromptSRCClassifier("skclip-tiny", templates="simple", max_iter=2, random_state=0)
-    >>> clf = clf.fit(world.images, world.target_names[world.target])
+    >>> clf = PromptSRCClassifier("skclip-tiny", templates=["a photo of a {}.", "a {}"], max_iter=2, random_state=0)
+    >>> clf = clf.fit(world.images, world.target)
     >>> clf.predict_proba(world.images[:2]).shape
     (2, 4)
     >>> sorted(clf.loss_terms_)
@@ -134,7 +134,7 @@ class PromptSRCClassifier(TowerClassifier):
         "image_weight": [Interval(Real, 0, None, closed="left")],
         "logit_weight": [Interval(Real, 0, None, closed="left")],
         "averaging_center": [Real, None],
-        "averaging_width": [Interval(Real, 0, None, closed="neither"), None],
+        "averaging_width": [Interval(Real, 0, None, closed="right"), None],
     }
 
     def __init__(
@@ -253,9 +253,13 @@ def _image_tie(step: Step) -> torch.Tensor:
 
 def _logit_tie(step: Step) -> torch.Tensor:
     """Divergence from the frozen model's predictions of the same pictures, divided by the number of classes too."""
+    return kl_divergence(frozen_logits(step), step.logits, reduction="batch_classes", weights=step.batch.weights)
+
+
+def frozen_logits(step: Step) -> torch.Tensor:
+    """Logits of the batch by the model as it came, (b, K)."""
     setting = step.setting
-    teacher = setting.logit_scale * step.frozen_image @ setting.constants["frozen_text"].T
-    return kl_divergence(teacher, step.logits, reduction="batch_classes", weights=step.batch.weights)
+    return setting.logit_scale * step.frozen_image @ setting.constants["frozen_text"].T
 
 
 def _times(weight: float, term: Term) -> Term:
