@@ -1,0 +1,197 @@
+"""BiomedCoOp: learned words held to many sentences about each class."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from skclip import CLIPFeatures, ZeroShotClassifier
+from skclip.datasets import make_picture_world
+from skclip.tuning.prompts._biomedcoop import (
+    BiomedCoOpClassifier,
+    described,
+    ensemble,
+    kept_sentences,
+    mean_score,
+    sentence_scores,
+)
+from skclip.tuning.prompts._coop import CoOpClassifier
+from skclip.tuning.prompts._kgcoop import KgCoOpClassifier
+
+MODEL = "skclip-tiny"
+COMMON = {"model": MODEL, "batch_size": 16, "learning_rate": 0.02, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Features, labels and descriptions of pictures in a style that the model has not seen."""
+    world = make_picture_world(48, shapes=["circle", "star"], colors=["red", "blue"], styles=["sketch"])
+    return CLIPFeatures(MODEL).fit_transform(world.images), world.target, world.class_descriptions
+
+
+def sentences_of(classes, texts):
+    text = [ZeroShotClassifier(MODEL, class_names={c: c for c in classes}, templates=t).fit() for t in texts]
+    return np.stack([one.prototypes_ for one in text], axis=1)
+
+
+def test_without_both_terms_it_is_coop_to_the_last_bit(rows):
+    X, y, descriptions = rows
+    coop = CoOpClassifier(**COMMON, ctx_init="a photo of a", max_iter=3).fit(X, y)
+    clf = BiomedCoOpClassifier(**COMMON, descriptions=descriptions, sccm_weight=0.0, kdsp_weight=0.0, max_iter=3)
+    np.testing.assert_array_equal(clf.fit(X, y).ctx_, coop.ctx_)
+
+
+def test_with_one_template_and_the_cosine_it_is_kgcoop(rows):
+    X, y, _ = rows
+    kgcoop = KgCoOpClassifier(**COMMON, kg_weight=4.0, max_iter=3).fit(X, y)
+    clf = BiomedCoOpClassifier(
+        **COMMON,
+        descriptions="a photo of a {}.",
+        sccm_reduction="cosine",
+        sccm_weight=4.0,
+        kdsp_weight=0.0,
+        max_iter=3,
+    )
+    np.testing.assert_allclose(clf.fit(X, y).ctx_, kgcoop.ctx_, atol=1e-6)
+
+
+def test_the_mean_of_squares_is_the_cosine_by_the_width(rows):
+    X, y, descriptions = rows
+    common = {**COMMON, "descriptions": descriptions, "kdsp_weight": 0.0, "max_iter": 3}
+    squares = BiomedCoOpClassifier(**common, sccm_weight=64.0 * 2.0).fit(X, y)  # d / 2 = 64
+    cosine = BiomedCoOpClassifier(**common, sccm_weight=2.0, sccm_reduction="cosine").fit(X, y)
+    np.testing.assert_allclose(squares.ctx_, cosine.ctx_, atol=1e-5)
+
+
+def test_both_terms_are_the_formulas(rows):
+    X, y, _ = rows
+    templates = ["a photo of a {}.", "a picture of a {}.", "there is a {}."]
+    classes = np.unique(y)
+    sentences = sentences_of(classes, templates)
+    centres = sentences.mean(axis=1)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    start = BiomedCoOpClassifier(**COMMON, descriptions=templates, max_iter=0).fit(X, y)
+    scale, text = start.logit_scale_, start.text_features_
+
+    def log_softmax(scores):
+        return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+    told, said = log_softmax(scale * X @ centres.T), log_softmax(scale * X @ text.T)
+    clf = BiomedCoOpClassifier(**COMMON, descriptions=templates, tau=np.inf, sccm_weight=3.0, kdsp_weight=2.0)
+    clf.set_params(max_iter=1).fit(X, y)
+    assert clf.loss_terms_["sccm"][0] == pytest.approx(3.0 * np.mean((text - centres) ** 2), rel=0.02)
+    expected = 2.0 * np.sum(np.exp(told) * (told - said)) / told.size
+    assert clf.loss_terms_["kdsp"][0] == pytest.approx(expected, rel=0.02)
+
+
+def test_the_filter_is_that_of_the_published_code():
+    """Median and median deviation cancel in the standardised distance."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        m = rng.normal(size=12)
+        zeta = (m - np.median(m)) / np.median(np.abs(m - np.median(m)))
+        expected = np.abs((zeta - zeta.mean()) / zeta.std(ddof=1)) <= 1.25
+        np.testing.assert_array_equal(kept_sentences(torch.tensor(m), 1.25).numpy(), expected)
+        np.testing.assert_array_equal(kept_sentences(torch.tensor(-3.0 * m + 7.0), 1.25).numpy(), expected)
+
+
+@pytest.mark.parametrize("scores", [[1.0], [2.0, 2.0, 2.0], [0.0, 1.0], [0.0, 0.0, 0.0, 9.0]])
+def test_the_filter_always_keeps_some(scores):
+    kept = kept_sentences(torch.tensor(scores), 1.0)
+    assert kept.any()
+    if len(set(scores)) == 1:
+        assert kept.all()
+
+
+def test_an_endless_tau_keeps_all():
+    generator = torch.Generator().manual_seed(0)
+    assert kept_sentences(torch.randn(50, generator=generator), float("inf")).all()
+
+
+def test_scores_are_the_largest_cosine_of_each_kind():
+    rng = np.random.default_rng(1)
+    image, sentences = (torch.tensor(rng.normal(size=size)) for size in ((5, 6), (3, 4, 6)))
+    found = sentence_scores(image, sentences)
+    expected = np.array([[max(x @ sentences.numpy()[c, i] for c in range(3)) for i in range(4)] for x in image.numpy()])
+    np.testing.assert_allclose(found, expected)
+    weights = np.array([0.0, 1.0, 2.0, 0.0, 1.0])
+    np.testing.assert_allclose(mean_score(found, weights), weights @ expected / 4.0)
+    np.testing.assert_allclose(torch.linalg.norm(ensemble(sentences), dim=1), 1.0)
+
+
+@pytest.mark.parametrize("selection", ["batch", "dataset"])
+def test_a_sentence_about_something_else_is_left_out(rows, selection):
+    X, y, descriptions = rows
+    junk = {label: [*texts, f"a photo of a {label}", "nine handwritten nine"] for label, texts in descriptions.items()}
+    common = {**COMMON, "sccm_weight": 0.0, "kdsp_weight": 5.0, "selection": selection, "max_iter": 2}
+    clf = BiomedCoOpClassifier(**common, descriptions=junk).fit(X, y)
+    np.testing.assert_array_equal(clf.kept_descriptions_, [True, True, True, True, False])
+    if selection == "dataset":
+        clean = {label: texts[:4] for label, texts in junk.items()}
+        without = BiomedCoOpClassifier(**common, descriptions=clean, tau=np.inf).fit(X, y)
+        np.testing.assert_allclose(clf.ctx_, without.ctx_, atol=1e-6)
+        with_it = BiomedCoOpClassifier(**common, descriptions=junk, tau=np.inf).fit(X, y)
+        assert np.abs(clf.ctx_ - with_it.ctx_).max() > 1e-4
+
+
+def test_a_heavy_divergence_ends_at_what_the_sentences_say(rows):
+    X, y, _ = rows
+    template = "a sketch of a {}."
+    told = sentences_of(np.unique(y), [template])[:, 0]
+    scale = CoOpClassifier(**COMMON, max_iter=0).fit(X, y).logit_scale_
+
+    def divergence(weight):
+        clf = BiomedCoOpClassifier(
+            **{**COMMON, "learning_rate": 0.5 / (1.0 + weight)},
+            descriptions=template,
+            sccm_weight=0.0,
+            kdsp_weight=weight,
+            max_iter=15,
+        ).fit(X, y)
+        logits = scale * X @ told.T
+        taught = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return np.mean(np.sum(taught * np.log(taught / clf.predict_proba(X)), axis=1))
+
+    assert divergence(200.0) < 0.1 * divergence(0.0)
+
+
+def test_new_names_need_no_descriptions(rows):
+    X, y, descriptions = rows
+    clf = BiomedCoOpClassifier(**COMMON, descriptions=descriptions, max_iter=1).fit(X, y)
+    assert clf.with_classes(["green circle", "green star"]).predict_proba(X).shape == (len(X), 2)
+
+
+def test_views_and_weights(rows):
+    X, y, descriptions = rows
+    clf = BiomedCoOpClassifier(**COMMON, descriptions=descriptions, max_iter=2)
+    once = clf.fit(X, y).ctx_
+    np.testing.assert_array_equal(clf.fit(X[:, None], y).ctx_, once)
+    np.testing.assert_allclose(clf.fit(X, y, sample_weight=np.full(len(y), 3.0)).ctx_, once, atol=1e-6)
+    assert clf.fit(np.stack([X, X[::-1]], axis=1), y).kept_descriptions_.shape == (3,)
+
+
+def test_how_descriptions_are_given():
+    names, labels = ["red circle", "blue star"], [3, 7]
+    by_label = {3: ["a {}", "round"], 7: ["one {}", "five points"]}
+    expected = [["a red circle", "round"], ["one blue star", "five points"]]
+    assert described(by_label, labels, names, None) == expected
+    assert described(lambda name: [f"a {name}"], labels, names, None) == [["a red circle"], ["a blue star"]]
+    assert described(["a {}", "one {}"], labels, names, 1) == [["a red circle"], ["a blue star"]]
+    assert len(described("simple", labels, names, None)[0]) == 7
+
+
+@pytest.mark.parametrize(
+    ("descriptions", "n_prompts", "message"),
+    [
+        ({3: ["a"], 7: ["b", "c"]}, None, "1 sentences about 'red circle' and 2 about 'blue star'"),
+        ({3: ["a"], 7: ["b", "c"]}, 2, "1 sentences about 'red circle', fewer than n_prompts=2"),
+        ({3: ["a"]}, None, "descriptions has no sentences for .7."),
+        ({3: ["a"], 7: []}, None, "descriptions.7. is empty"),
+        ("a sentence", None, "descriptions='a sentence' is neither"),
+        (lambda name: [] if "star" in name else ["a"], None, "descriptions.'blue star'. is empty"),
+    ],
+)
+def test_descriptions_that_cannot_be_used_are_named(descriptions, n_prompts, message):
+    with pytest.raises(ValueError, match=message):
+        described(descriptions, [3, 7], ["red circle", "blue star"], n_prompts)
