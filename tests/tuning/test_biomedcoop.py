@@ -209,11 +209,11 @@ def bert_model(tmp_path_factory):
     from skclip._backbones._building import build_module
 
     folder = tmp_path_factory.mktemp("bert")
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of red blue circle star shape with five points the . ,".split()
-    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a photo of red blue circle star shape with five points the . ,"
+    (folder / "vocab.txt").write_text(words.replace(" ", "\n"), encoding="utf-8")
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    transformers.BertConfig(vocab_size=len(words), **sizes).save_pretrained(folder)
+    transformers.BertConfig(vocab_size=words.count(" ") + 1, **sizes).save_pretrained(folder)
     text = {"hf_model_name": str(folder), "hf_proj_type": "linear", "hf_pooler_type": "cls_pooler"}
     config = {
         "embed_dim": 24,
