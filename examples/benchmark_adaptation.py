@@ -25,9 +25,9 @@ Scenarios. The model was trained on pictures in the style "photo" with little no
   from where it was (``warm_start``).
 
 Protocol. A seed draws the training pictures and is the method's ``random_state``; the test pictures are the same for
-all and are used for the figures alone. The settings in `METHODS` were chosen on other pictures for training and testing,
-which ``--develop`` draws. Pictures are not augmented, for any method. Methods that read features are given them ready:
-their seconds are of fitting alone. Two cores take 25 minutes with ``--jobs 2``.
+all and are used for the figures alone. The settings in `METHODS` were chosen on other pictures for training and
+testing, which ``--develop`` draws. Pictures are not augmented, for any method. Methods that read features are given
+them ready: their seconds are of fitting alone. Two cores take 25 minutes with ``--jobs 2``.
 """
 
 from __future__ import annotations
