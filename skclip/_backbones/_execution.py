@@ -357,6 +357,28 @@ class Backbone:
         self._check_finite(out, "text")
         return out
 
+    def text_ids(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids of texts as the text tower reads them: cut, or filled up, to its context.
+
+        Parameters
+        ----------
+        texts : sequence of n str
+
+        Returns
+        -------
+        int64 tensor of shape (n, context_length), on the CPU
+
+        Warns
+        -----
+        TruncatedTextWarning
+            Some texts are longer.
+        """
+        from skclip._backbones._text import tokenize
+
+        _check_texts(texts)
+        with self._tokenizer_lock:
+            return tokenize(self.tokenizer, list(texts), texts)
+
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts from the start token to the end token, however long they are.
 

@@ -1,0 +1,199 @@
+"""What the methods have in common that train weights of the towers, or numbers from which weights follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skclip.templates._templates import fill_templates
+from skclip.tuning._setting import Setting, Step
+from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier
+from skclip.tuning._weight_specs import WeightSpec, merge
+from skclip.utils._arrays import check_features, first_view, unit_rows
+from skclip.utils._cosine import cosine_logits
+from skclip.utils._docs import fill_doc
+from skclip.utils._params import StrOptions
+from skclip.utils._training import check_training
+
+if TYPE_CHECKING:
+    import torch
+
+    from skclip.tuning._engine import Inputs
+
+    Tensors = dict[str, torch.Tensor]
+
+WEIGHT_CONSTRAINTS: dict[str, list[Any]] = {
+    **TRAINING_CONSTRAINTS,
+    **PICTURE_CONSTRAINTS,
+    "template": [str],
+    "encoder": [StrOptions({"both", "vision", "text"})],
+}
+
+
+@fill_doc
+class WeightClassifier(TowerClassifier):
+    """Base of the methods that train weights of one tower or both.
+
+    A method says by `_spec` what it trains of the towers of `encoder`. With ``encoder="text"`` the image tower
+    stays as it is: pictures are encoded once, and features do as well.
+    """
+
+    encoder: str
+    template: str
+
+    def _spec(self, sides: Sequence[str]) -> WeightSpec:
+        """What is trained of these towers."""
+        raise NotImplementedError
+
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn from labelled pictures.
+
+        Parameters
+        ----------
+        X : sequence of n pictures, or array-like of shape (n, d) or (n, V, d)
+            Paths, PIL pictures, encoded bytes or uint8 arrays. With ``encoder="text"`` also their features by the same
+            model; of V views each epoch draws one per picture.
+        %(y_fit)s
+        %(weights_fit)s
+
+        %(self)s
+
+        Raises
+        ------
+        %(raises_tuning)s
+            Also if a picture cannot be read, or the model has no weights of the kind that is trained.
+        """
+        return self._fit(X, y, sample_weight)
+
+    def logits(self, X: Any) -> NDArray:
+        """Scaled cosines of each picture with each class.
+
+        Parameters
+        ----------
+        X : sequence of n pictures, or array-like of shape (n, d) or (n, V, d)
+            Features with ``encoder="text"`` alone; of V views the first is read.
+
+        Returns
+        -------
+        %(logits_array)s
+        """
+        check_is_fitted(self)
+        if not self._are_features(X):
+            return super().logits(X)
+        rows = unit_rows(first_view(*check_features(self, X)))
+        return cosine_logits(rows, self.text_features_, self.logit_scale_)
+
+    def merge(self) -> dict[str, NDArray]:
+        """The tuned weights for good, to be used without this package.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Every parameter that differs from the model's, by its name in the model's state dict: what
+            ``load_state_dict(..., strict=False)`` of the open_clip model takes, as tensors.
+        """
+        check_is_fitted(self)
+        setting = self._restored()
+        merged = merge(self._spec(self._sides()), setting.backbone.module, self._tensors(setting))
+        return {name: value.cpu().numpy() for name, value in merged.items()}
+
+    def _sides(self) -> tuple[str, ...]:
+        return ("vision", "text") if self.encoder == "both" else (self.encoder,)
+
+    def _start(self, setting: Setting) -> Tensors:
+        return self._spec(self._sides()).start(setting.backbone.module, setting.generator)
+
+    def _in_place(
+        self, learned: Tensors, setting: Setting, side: str, generator: torch.Generator | None = None
+    ) -> dict[str, Any]:
+        """What a tower is to be called with: branches in training where there are such, else weights."""
+        if side not in self._sides():
+            return {}
+        spec, module = self._spec((side,)), setting.backbone.module
+        branches = {} if generator is None else spec.branches(module, learned, generator)
+        return {"branches": branches} if branches else {"weights": spec.overrides(module, learned)}
+
+    def _image(
+        self, learned: Tensors, setting: Setting, inputs: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        if self.encoder == "text":
+            return inputs
+        return setting.vision(inputs, **self._in_place(learned, setting, "vision", generator))
+
+    def _image_encoder(self, learned: Tensors, setting: Setting) -> Callable[[torch.Tensor], torch.Tensor]:
+        options = self._in_place(learned, setting, "vision")  # once for all batches
+        return lambda inputs: setting.vision(inputs, **options)
+
+    def _text(self, learned: Tensors, setting: Setting) -> torch.Tensor:
+        return self._class_text(learned, setting)
+
+    def _class_text(self, learned: Tensors, setting: Setting, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Projections of the classes, (K, d); `generator` where it is for training."""
+        constants = setting.constants
+        if self.encoder == "vision":
+            if "class_text" not in constants:
+                constants["class_text"] = setting.class_text([self.template])
+            return constants["class_text"]
+        if "ids" not in constants:
+            sentences = fill_templates(dict(enumerate(setting.names)), [self.template])
+            constants["ids"] = setting.backbone.text_ids([sentence for (sentence,) in sentences])
+        return setting.text.encode_ids(constants["ids"], **self._in_place(learned, setting, "text", generator))
+
+    def _scores(self, step: Step) -> torch.Tensor:
+        from torch.nn.functional import normalize
+
+        if step.batch.generator is None:  # as prediction does
+            return super()._scores(step)
+        text = normalize(self._class_text(step.learned, step.setting, step.batch.generator).float(), dim=-1)
+        return step.setting.logit_scale * step.image @ text.T
+
+    def _are_features(self, X: Any) -> bool:
+        """Whether X holds features, which only a tuned text tower goes with."""
+        shape, kind = getattr(X, "shape", ()), getattr(getattr(X, "dtype", None), "kind", "")
+        return self.encoder == "text" and kind == "f" and len(shape) in (2, 3)
+
+    def _examples(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Examples:
+        if self._are_features(X):
+            training = check_training(self, X, y, sample_weight)
+            views = unit_rows(training.X).astype(np.float32).reshape(len(training.codes), training.n_views, -1)
+            return Examples(views, training.codes, training.weights)
+        examples = super()._examples(X, y, sample_weight)
+        return examples._replace(X=self._encoded(examples.X)) if self.encoder == "text" else examples
+
+    def _encoded(self, pictures: Any) -> NDArray:
+        """Unit rows of pictures by the tower as it came, (n, 1, d)."""
+        from skclip.features._extraction import Execution, encode_pictures
+
+        execution = Execution(
+            self._model_name(),
+            self.device,
+            self.precision,
+            "auto",
+            self.store,
+            n_workers=self.n_workers,
+            verbose=self.verbose,
+        )
+        views = encode_pictures(pictures, range(1), execution, seed=0, on_error="raise")
+        return unit_rows(views[:, 0])[:, None]
+
+    def _prepare(self, setting: Setting, examples: Examples) -> None:
+        width = setting.backbone.card.dim
+        if self.encoder == "text" and examples.X.shape[2] != width:
+            raise ValueError(
+                f"X has {examples.X.shape[2]} features, but the text tower of {self._model_name()!r} gives {width}; "
+                "both must come from one model."
+            )
+
+    def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
+        import torch
+
+        from skclip.tuning._batches import FeatureInputs
+
+        if self.encoder != "text":
+            return super()._inputs(examples, setting, training=training)
+        views = examples.X if training else examples.X[:, :1]
+        return FeatureInputs(torch.tensor(views, device=setting.device))
