@@ -253,7 +253,7 @@ def _foreign_features(tower: Any, prompts: PromptTokens) -> Tensor:
     import torch
 
     n_shared, longest = prompts.prefix.shape[1], int(prompts.lengths.max())
-    tokens = _sequences(prompts, longest)
+    tokens = _sequences(prompts, longest).to(tower.transformer.get_input_embeddings().weight.dtype)
     counts = torch.arange(n_shared + longest) < n_shared + prompts.lengths[:, None]
     mask = counts.long().to(tokens.device).repeat(len(prompts.prefix), 1)
     out = tower.transformer(inputs_embeds=tokens, attention_mask=mask)

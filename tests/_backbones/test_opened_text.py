@@ -384,3 +384,17 @@ def test_deep_prompts_that_have_no_place(model):
         opened(make_prompts(n_deep=3))
     with pytest.raises(OpenedTowerError, match="where 2 learned vectors stand that all texts share, and these share 1"):
         opened(make_prompts(n_shared=2, n_deep=1))
+
+
+@pytest.mark.parametrize("kind", ["clip", "last", "cls_pooler"])
+def test_half_precision_is_near(model, kind):
+    prompts = make_prompts(n_deep=0 if kind in BERTS else 1)
+    expected = tower(model(kind))(prompts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = tower(model(kind))(prompts)
+        gradient = gradients(mixed.float(), leaves(prompts))
+    assert_same([mixed], [expected], 0.05)
+    assert_same(gradient, gradients(expected, leaves(prompts)), 0.1)
+    half = tower(model(kind, torch.bfloat16))(prompts)
+    assert half.dtype == torch.bfloat16
+    assert_same([half], [expected], 0.05)

@@ -187,7 +187,7 @@ class CoCoOpClassifier(SharedContext, PromptClassifier):
 
         layout = context_layout(self, setting)
         moved = learned["ctx"] + shifts(image, learned)[:, None]
-        n_tokens = layout(learned["ctx"]).prefix.shape[1] + int(layout.lengths.sum())
+        n_tokens = 1 + len(learned["ctx"]) + int(layout.lengths.sum())
         logits = [
             (normalize(setting.text(layout(moved[part])).float(), dim=-1) @ image[part, :, None])[..., 0]
             for part in row_batches(len(image), 4 * _NUMBERS_PER_TOKEN * n_tokens * setting.text.width)
