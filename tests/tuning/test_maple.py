@@ -272,8 +272,8 @@ def test_prompts_of_text_alone_work_with_a_resnet(world):
 def test_it_recognises_more_than_zero_shot_on_pictures_that_it_has_not_seen(cls):
     """Sketches of four classes, of which the model saw photographs alone."""
     params = {"shapes": ["circle", "star"], "colors": ["red", "blue"], "styles": ["sketch"], "random_state": 5}
-    train, test = make_picture_world(64, **params), make_picture_world(160, start=64, **params)
+    train, test = make_picture_world(48, **params), make_picture_world(120, start=64, **params)
     zero_shot = ZeroShotClassifier(MODEL, class_names=NAMES, templates=TEMPLATE).fit(None, np.array(NAMES))
     before = zero_shot.score(CLIPFeatures(MODEL).fit_transform(test.images), test.target)
-    estimator = cls(MODEL, max_iter=4, augmentation=None, random_state=0).fit(train.images, train.target)
+    estimator = cls(MODEL, max_iter=5, batch_size=8, augmentation=None, random_state=0).fit(train.images, train.target)
     assert estimator.score(test.images, test.target) > before + 0.03

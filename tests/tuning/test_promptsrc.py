@@ -83,7 +83,7 @@ def test_the_terms_are_those_of_the_paper(world, step):
         "logits": (weights * by_picture).mean(),
     }
     for name, value in expected.items():
-        assert float(terms[name]) == pytest.approx(value, rel=1e-3), name
+        assert terms[name].item() == pytest.approx(value, rel=1e-3), name
 
 
 def test_gradients_go_to_tokens_alone(step):
