@@ -238,19 +238,25 @@ def words_before(estimator: Any, setting: Setting) -> PromptWords:
     return words if len(words.before) >= estimator.n_ctx else setting.words(prompt_template(None))
 
 
-def prompted_text(estimator: Any, learned: Tensors, setting: Setting) -> torch.Tensor:
-    """Projections of the classes (K, d) with what was learned of the text tower."""
-    import torch
-
+def text_layout(estimator: Any, setting: Setting) -> PromptLayout:
+    """Where the tokens stand among the words, made once per setting."""
     constants = setting.constants
     if "layout" not in constants:
         words = words_before(estimator, setting)
         constants["layout"] = PromptLayout(setting.text, words, setting.names, estimator.n_ctx)
+    return constants["layout"]
+
+
+def prompted_text(estimator: Any, learned: Tensors, setting: Setting) -> torch.Tensor:
+    """Projections of the classes (K, d) with what was learned of the text tower."""
+    import torch
+
+    layout, constants = text_layout(estimator, setting), setting.constants
     if estimator.n_ctx:
-        return setting.text(constants["layout"](learned["ctx"], deep=list(learned.get("deep_ctx", ()))))[0]
+        return setting.text(layout(learned["ctx"], deep=list(learned.get("deep_ctx", ()))))[0]
     if "plain_text" not in constants:
         nothing = torch.zeros((0, setting.text.width), device=setting.device)
-        constants["plain_text"] = setting.text(constants["layout"](nothing))[0]
+        constants["plain_text"] = setting.text(layout(nothing))[0]
     return constants["plain_text"]
 
 

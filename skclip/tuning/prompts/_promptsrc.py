@@ -21,6 +21,7 @@ from skclip.tuning.prompts._ivlp import (
     prompted_text,
     publish_text,
     start_of_both,
+    text_layout,
 )
 from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames
@@ -205,6 +206,7 @@ class PromptSRCClassifier(TowerClassifier):
         self.verbose = verbose
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
+        text_layout(self, setting)  # names that are too long are an error before they are cut for the frozen text
         if self.text_weight or self.logit_weight:
             setting.constants["frozen_text"] = setting.class_text(self.templates)
 
