@@ -8,7 +8,9 @@ import pytest
 from skclip import CLIPFeatures, CLIPTextFeatures
 from skclip._backbones import load_backbone
 from skclip._backbones._opened import OpenedTowerError
+from skclip.adapters import LinearProbeClassifier
 from skclip.datasets import make_picture_world
+from skclip.tuning.prompts._coop import CoOpClassifier
 from skclip.tuning.weights._clip_lora import CLIPLoRAClassifier
 
 torch = pytest.importorskip("torch")
@@ -91,7 +93,7 @@ def test_a_large_rank_learns_sixteen_pictures_by_heart():
     X = rng.integers(0, 256, size=(16, 48, 48, 3), dtype=np.uint8)
     y = np.tile(["red circle", "blue star"], 8)
     clf = CLIPLoRAClassifier(
-        MODEL, r=32, dropout=0.0, augmentation=None, learning_rate=2e-3, max_iter=60, random_state=0
+        MODEL, r=32, dropout=0.0, augmentation=None, learning_rate=5e-3, max_iter=30, random_state=0
     ).fit(X, y)
     assert clf.score(X, y) == 1.0
 
@@ -141,3 +143,23 @@ def test_a_tower_without_attention_is_refused_and_text_alone_is_tuned(world):
 def test_a_template_without_a_place_for_the_name_is_refused(world):
     with pytest.raises(ValueError, match=r"a photo.*no '\{\}'"):
         CLIPLoRAClassifier(MODEL, template="a photo", **COMMON).fit(*world)
+
+
+@pytest.mark.slow
+def test_beats_coop_and_the_linear_probe_on_sketches_at_four_pictures_per_class():
+    made = make_picture_world(
+        1000, shapes=["circle", "star", "square", "heart"], colors=["red", "blue", "green"], styles=["sketch"]
+    )
+    features, y = CLIPFeatures(MODEL).fit_transform(made.images), made.target
+    test = np.arange(500, 1000)
+    scores = {"lora": [], "coop": [], "probe": []}
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        train = np.concatenate([rng.choice(np.flatnonzero(y[:500] == name), 4, replace=False) for name in np.unique(y)])
+        # fewer steps at a higher rate than for models of the usual size
+        lora = CLIPLoRAClassifier(MODEL, steps_per_shot=30, learning_rate=5e-3, augmentation=None, random_state=seed)
+        scores["lora"].append(lora.fit(made.images[train], y[train]).score(made.images[test], y[test]))
+        for name, other in (("coop", CoOpClassifier(MODEL, random_state=seed)), ("probe", LinearProbeClassifier("cv"))):
+            scores[name].append(other.fit(features[train], y[train]).score(features[test], y[test]))
+    assert np.mean(scores["lora"]) > np.mean(scores["probe"]) + 0.05, scores
+    assert np.mean(scores["lora"]) > np.mean(scores["coop"]) + 0.1, scores
