@@ -163,3 +163,10 @@ def test_beats_coop_and_the_linear_probe_on_sketches_at_four_pictures_per_class(
             scores[name].append(other.fit(features[train], y[train]).score(features[test], y[test]))
     assert np.mean(scores["lora"]) > np.mean(scores["probe"]) + 0.05, scores
     assert np.mean(scores["lora"]) > np.mean(scores["coop"]) + 0.1, scores
+
+
+@pytest.mark.parametrize("encoder", ["vision", "both"])
+def test_a_name_that_is_too_long_is_refused(encoder, world):
+    names = {name: name for name in np.unique(world[1])} | {"blue star": "blue " * 70 + "star"}
+    with pytest.raises(ValueError, match=r"class 'blue blue.* has 77 tokens, more than the 64"):
+        CLIPLoRAClassifier(MODEL, class_names=names, encoder=encoder, **COMMON).fit(*world)

@@ -133,15 +133,13 @@ class WeightClassifier(TowerClassifier):
 
     def _class_text(self, learned: Tensors, setting: Setting, generator: torch.Generator | None = None) -> torch.Tensor:
         """Projections of the classes, (K, d); `generator` where it is for training."""
-        constants = setting.constants
-        if self.encoder == "vision":
-            if "class_text" not in constants:
-                constants["class_text"] = setting.class_text([self.template])
+        frozen, constants = self.encoder == "vision", setting.constants
+        if "class_text" not in constants:
+            sentences = class_sentences(setting, self.template)
+            constants["class_text"] = (setting.encode_texts if frozen else setting.backbone.text_ids)(sentences)
+        if frozen:
             return constants["class_text"]
-        if "ids" not in constants:
-            sentences = fill_templates(dict(enumerate(setting.names)), [self.template])
-            constants["ids"] = setting.backbone.text_ids([sentence for (sentence,) in sentences])
-        return setting.text.encode_ids(constants["ids"], **self._in_place(learned, setting, "text", generator))
+        return setting.text.encode_ids(constants["class_text"], **self._in_place(learned, setting, "text", generator))
 
     def _scores(self, step: Step) -> torch.Tensor:
         from torch.nn.functional import normalize
@@ -197,3 +195,22 @@ class WeightClassifier(TowerClassifier):
             return super()._inputs(examples, setting, training=training)
         views = examples.X if training else examples.X[:, :1]
         return FeatureInputs(torch.tensor(views, device=setting.device))
+
+
+def class_sentences(setting: Setting, template: str) -> list[str]:
+    """The sentence of each class.
+
+    Raises
+    ------
+    ValueError
+        If the template has no place for the name, or a sentence is longer than the model reads.
+    """
+    sentences = [sentence for (sentence,) in fill_templates(dict(enumerate(setting.names)), [template])]
+    most = setting.text.context_length
+    for name, ids in zip(setting.names, setting.backbone.token_ids(sentences)):
+        if len(ids) > most:
+            raise ValueError(
+                f"The sentence of class {name!r} has {len(ids)} tokens, more than the {most} that the model reads; use a "
+                "shorter name or template."
+            )
+    return sentences
