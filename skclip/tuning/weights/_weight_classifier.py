@@ -210,7 +210,7 @@ def class_sentences(setting: Setting, template: str) -> list[str]:
     for name, ids in zip(setting.names, setting.backbone.token_ids(sentences)):
         if len(ids) > most:
             raise ValueError(
-                f"The sentence of class {name!r} has {len(ids)} tokens, more than the {most} that the model reads; use a "
-                "shorter name or template."
+                f"The sentence of class {name!r} has {len(ids)} tokens, more than the {most} that the model reads; "
+                "use a shorter name or template."
             )
     return sentences
