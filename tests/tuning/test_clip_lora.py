@@ -10,8 +10,10 @@ from skclip._backbones import load_backbone
 from skclip._backbones._opened import OpenedTowerError
 from skclip.adapters import LinearProbeClassifier
 from skclip.datasets import make_picture_world
+from skclip.tuning._weight_specs import LowRank
 from skclip.tuning.prompts._coop import CoOpClassifier
 from skclip.tuning.weights._clip_lora import CLIPLoRAClassifier
+from skclip.tuning.weights._weight_classifier import WeightClassifier
 
 torch = pytest.importorskip("torch")
 
@@ -74,7 +76,8 @@ def test_the_merged_weights_are_the_tuned_model(world, fitted):
 
 
 def test_branches_without_dropout_are_the_merged_weights(fitted):
-    clf = copy.copy(fitted).set_params(dropout=0.0)
+    clf = copy.copy(fitted)
+    clf._spec = lambda sides: LowRank(sides=sides, dropout=0.0)
     setting = clf._restored()
     learned, generator = clf._tensors(setting), torch.Generator().manual_seed(0)
     pictures = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3, 48, 48)).astype(np.float32))
@@ -86,6 +89,17 @@ def test_branches_without_dropout_are_the_merged_weights(fitted):
             np.testing.assert_allclose(training, wanted, atol=1e-5)
         dropped = fitted._class_text(learned, setting, generator)
         assert not np.allclose(dropped, wanted, atol=1e-4)
+
+
+def test_without_dropout_the_weights_train_as_the_branches_do(world):
+    class Branched(CLIPLoRAClassifier):
+        def _in_place(self, learned, setting, side, generator=None):
+            return WeightClassifier._in_place(self, learned, setting, side, generator)
+
+    params = COMMON | {"dropout": 0.0, "learning_rate": 1e-3}
+    of_weights, of_branches = (cls(MODEL, **params).fit(*world) for cls in (CLIPLoRAClassifier, Branched))
+    np.testing.assert_allclose(of_weights.loss_curve_, of_branches.loss_curve_, rtol=1e-4)
+    np.testing.assert_allclose(of_weights.text_features_, of_branches.text_features_, atol=1e-3)
 
 
 def test_a_large_rank_learns_sixteen_pictures_by_heart():
@@ -163,6 +177,18 @@ def test_beats_coop_and_the_linear_probe_on_sketches_at_four_pictures_per_class(
             scores[name].append(other.fit(features[train], y[train]).score(features[test], y[test]))
     assert np.mean(scores["lora"]) > np.mean(scores["probe"]) + 0.05, scores
     assert np.mean(scores["lora"]) > np.mean(scores["coop"]) + 0.1, scores
+
+
+@pytest.mark.parametrize("targets", [(), ["q", "fc1"]])
+def test_targets_are_matrices_of_the_attention(targets, world):
+    with pytest.raises(ValueError, match=r"targets=.* must hold some of 'q', 'k', 'v', 'o'"):
+        CLIPLoRAClassifier(MODEL, targets=targets, **COMMON).fit(*world)
+
+
+def test_blocks_and_matrices_that_are_chosen_alone_are_tuned(world):
+    clf = CLIPLoRAClassifier(MODEL, targets=["q", "o"], layers=[0, -1], encoder="vision", **COMMON).fit(*world)
+    paths = [f"visual.transformer.resblocks.{i}.attn.{kind}.{part}" for i in (0, 3) for kind in "qo" for part in "AB"]
+    assert set(clf.state_delta_) == set(paths)
 
 
 @pytest.mark.parametrize("encoder", ["vision", "both"])

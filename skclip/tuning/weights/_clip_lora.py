@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skclip.tuning._setting import Setting
 from skclip.tuning._weight_specs import LAYER_NAMES, Layers, LowRank
 from skclip.tuning.weights._weight_classifier import WEIGHT_CONSTRAINTS, WeightClassifier
 from skclip.utils._docs import fill_doc
@@ -16,7 +17,13 @@ from skclip.utils._names import ClassNames
 from skclip.utils._params import Interval, StrOptions
 
 if TYPE_CHECKING:
+    import torch
+
     from skclip.tuning._engine import Recipe
+
+    Tensors = dict[str, torch.Tensor]
+
+_TARGETS = ("q", "k", "v", "o")
 
 
 @fill_doc
@@ -178,7 +185,15 @@ class CLIPLoRAClassifier(WeightClassifier):
         self.verbose = verbose
 
     def _spec(self, sides: Sequence[str]) -> LowRank:
+        if not self.targets or not set(self.targets) <= set(_TARGETS):
+            raise ValueError(f"targets={self.targets!r} must hold some of {', '.join(map(repr, _TARGETS))}.")
         return LowRank(self.r, self.alpha, tuple(self.targets), self.layers, tuple(sides), self.dropout)
+
+    def _in_place(
+        self, learned: Tensors, setting: Setting, side: str, generator: torch.Generator | None = None
+    ) -> dict[str, Any]:
+        # without dropout updates are as good in the weights, which towers of every kind take
+        return super()._in_place(learned, setting, side, generator if self.dropout else None)
 
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
         from skclip.tuning._engine import Recipe
