@@ -196,3 +196,17 @@ def test_a_name_that_is_too_long_is_refused(encoder, world):
     names = {name: name for name in np.unique(world[1])} | {"blue star": "blue " * 70 + "star"}
     with pytest.raises(ValueError, match=r"class 'blue blue.* has 77 tokens, more than the 64"):
         CLIPLoRAClassifier(MODEL, class_names=names, encoder=encoder, **COMMON).fit(*world)
+
+
+def test_text_towers_of_transformers_are_tuned_without_dropout(bert_model, world):
+    X, y = world
+    common = COMMON | {"augmentation": None, "max_iter": 4, "learning_rate": 0.01}
+    with pytest.raises(OpenedTowerError, match="one of transformers"):
+        CLIPLoRAClassifier(bert_model, **common).fit(X, y)
+    clf = CLIPLoRAClassifier(bert_model, dropout=0.0, **common).fit(X, y)
+    assert clf.loss_curve_[-1] < clf.loss_curve_[0]
+    assert any("attention.self.q.B" in name for name in clf.state_delta_)
+    start = CLIPLoRAClassifier(bert_model, dropout=0.0, **common | {"max_iter": 0}).fit(X, y)
+    sentences = [f"a photo of a {name}." for name in clf.classes_]
+    np.testing.assert_allclose(start.text_features_, CLIPTextFeatures(bert_model).transform(sentences), atol=1e-5)
+    assert not np.allclose(clf.text_features_, start.text_features_, atol=1e-4)
