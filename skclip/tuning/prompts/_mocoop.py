@@ -254,14 +254,14 @@ class MoCoOpClassifier(PromptClassifier):
     def _prepare(self, setting: Setting, examples: Examples) -> None:
         import torch
 
-        super()._prepare(setting, examples)
         groups = template_groups(self.template_groups, self.top_k)
         names = setting.names
         if self.all_class_names is not None:
             given = [name.replace("_", " ") for name in check_name_list(self.all_class_names)]
             names = list(dict.fromkeys([*names, *given]))
         everyone = replace(setting, names=names, constants={})
-        setting.constants["experts"] = experts(everyone, groups)
+        setting.constants["experts"] = experts(everyone, groups)  # refuses long names, before anything cuts them
+        super()._prepare(setting, examples)
         setting.constants["prototypes"] = torch.stack([everyone.class_text(group) for group in groups])
 
     def _start(self, setting: Setting) -> Tensors:
