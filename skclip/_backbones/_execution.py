@@ -380,7 +380,7 @@ class Backbone:
             return tokenize(self.tokenizer, list(texts), texts)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts from the start token to the end token, however long they are.
+        """Token ids of texts from the start token, where the tokenizer writes one, to the end token, at any length.
 
         Parameters
         ----------
@@ -390,12 +390,20 @@ class Backbone:
         -------
         list of n lists of int
         """
-        from skclip._backbones._text import read_lengths
+        from skclip._backbones._text import filled_lengths
 
         _check_texts(texts)
         with self._tokenizer_lock:
             ids = self.tokenizer(list(texts), context_length=_LONGEST_TEXT * self.card.context_length)
-        return [row[:length].tolist() for row, length in zip(ids, read_lengths(self.module, ids).tolist())]
+        lengths = filled_lengths(self.tokenizer, ids)
+        return [row[:length].tolist() for row, length in zip(ids, lengths.tolist())]
+
+    @property
+    def pad_id(self) -> int:
+        """The token with which texts are filled up to the context."""
+        from skclip._backbones._text import pad_id
+
+        return pad_id(self.tokenizer)
 
     def _channels_last(self) -> bool:
         """Whether the picture tower now lies in memory with its channels last: one of convolutions runs faster so.

@@ -35,16 +35,18 @@ class PromptTokens:
     Attributes
     ----------
     prefix : tensor of shape (R, P, w)
-        The leading tokens, the same in all C texts; the first is the start token.
+        The leading tokens, the same in all C texts, the start token first. A causal tower needs one at least.
     own : tensor of shape (1, C, L, w) or (R, C, L, w)
         The rest of each text, filled up at its end with anything.
     lengths : int64 tensor of shape (C,), on the CPU
         How many of the L count; the last of them is the end token.
     deep : sequence of tensors of shape (M, w)
-        ``deep[i]`` enters before block i + 1, at the M places behind the start token.
+        ``deep[i]`` enters before block i + 1, at M places behind the start token.
     deep_mode : {"replace", "accumulate", "accumulate_same"}, default="replace"
         Whether ``deep[i]`` takes the place of what block i made of the tokens there, comes after it, or comes after
         those tokens as they entered block i.
+    deep_place : int, default=1
+        Where those places begin; 0 where there is no start token.
     """
 
     prefix: Tensor
@@ -52,6 +54,7 @@ class PromptTokens:
     lengths: Tensor
     deep: Sequence[Tensor] = ()
     deep_mode: str = "replace"
+    deep_place: int = 1
 
 
 class TextTower:
@@ -133,7 +136,7 @@ class TextTower:
             tokens = _whole_texts(prompts, self.context_length, _embedding(module).weight[self.pad_id])
             ends = _reading_places(tower, prompts.lengths + (prompts.prefix.shape[1] - 1), self.context_length)
             ends = ends.to(tokens.device).repeat(len(prompts.prefix))
-            features = _two_way_features(tower, tokens, ends, prompts.deep, prompts.deep_mode, branches, self._path)
+            features = _two_way_features(tower, tokens, ends, prompts, branches, self._path)
             return features.unflatten(0, (len(prompts.prefix), -1))
 
         return self._opened.run(encode, weights)
@@ -176,11 +179,11 @@ class TextTower:
                 f"model={self.name!r} has {self.n_layers} text layers: prompts enter before {self.n_layers - 1} of "
                 f"them at most, got {len(prompts.deep)}."
             )
-        if prompts.deep and n_shared <= len(prompts.deep[0]):
+        if prompts.deep and n_shared < prompts.deep_place + len(prompts.deep[0]):
             raise OpenedTowerError(
                 f"Prompts in deeper layers stand where {len(prompts.deep[0])} learned vectors stand that all texts "
-                f"share, and these share {n_shared - 1}; use such a prompt in deeper layers with vectors for all "
-                "classes, before the names."
+                f"share, and these share {n_shared - prompts.deep_place}; use such a prompt in deeper layers with "
+                "vectors for all classes, before the names."
             )
 
     def _check_opened(self, what: str) -> None:
@@ -231,7 +234,7 @@ def encode_plain(module: Any, ids: Tensor, branches: Branches | None = None, pat
     tokens = _embedding(module)(ids)
     if not is_causal(tower):
         ends = _reading_places(tower, end_positions(tower, ids), ids.shape[1])
-        return _two_way_features(tower, tokens, ends, (), "replace", branches, path)
+        return _two_way_features(tower, tokens, ends, None, branches, path)
     shared = int((ids == ids[:1]).all(dim=0).int().cumprod(dim=0).sum())
     shared = min(shared, int(lengths.min()) - 1)  # the end token is each text's own
     prompts = PromptTokens(tokens[:1, :shared], tokens[None, :, shared:], lengths - shared)
@@ -294,21 +297,21 @@ def _two_way_features(
     tower: Any,
     tokens: Tensor,
     ends: Tensor,
-    deep: Sequence[Tensor],
-    deep_mode: str,
+    prompts: PromptTokens | None,
     branches: Branches | None,
     path: str,
 ) -> Tensor:
-    """(B, d) by a tower without a mask, whose tokens (B, T, w) all see each other."""
+    """(B, d) by a tower without a mask, whose tokens (B, T, w) all see each other; of `prompts` the deep ones count."""
     import torch
 
     x = _at_places(tower, tokens, torch.arange(tokens.shape[1], device=tokens.device))
+    deep = prompts.deep if prompts else ()
     held = len(deep[0]) if deep else 0
     for i, block in enumerate(tower.transformer.resblocks):
         before = x
         x = attend(block, x, branches=branches, path=f"{path}.{i}")
-        if i < len(deep):
-            x, held = renew(before, x, deep[i], 1, held, deep_mode)
+        if prompts and i < len(deep):
+            x, held = renew(before, x, deep[i], prompts.deep_place, held, prompts.deep_mode)
     # prompts that came in beside others moved all that is behind them
     ends = torch.where(ends > 0, ends + (x.shape[1] - tokens.shape[1]), ends)
     return _answer(tower, x[torch.arange(len(x), device=x.device), ends])
@@ -343,7 +346,7 @@ def _causal_features(tower: Any, prompts: PromptTokens, branches: Branches | Non
         ]
         before, x = x, finish(block, x, merge_heads(torch.cat(mixed, dim=2)), branches, f"{path}.{i}")
         if i < len(prompts.deep):
-            x, held = renew(before, x, prompts.deep[i], 1, held, prompts.deep_mode)
+            x, held = renew(before, x, prompts.deep[i], prompts.deep_place, held, prompts.deep_mode)
             n_shared += x.shape[1] - before.shape[1]
 
     path = f"{path}.{len(blocks)}"

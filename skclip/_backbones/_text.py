@@ -59,7 +59,7 @@ def _cut_rows(tokenizer: Any, texts: Sequence[str], ids: torch.Tensor) -> list[i
     """Rows whose text was cut: full rows that a context of one more token fills too."""
     if getattr(tokenizer, "tokenizer_mode", ""):
         return []  # these modes end every row with a class token: full rows tell nothing
-    padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", 0) or 0
+    padding = pad_id(tokenizer)
     full = [int(i) for i in (ids[:, -1] != padding).nonzero()[:, 0]]
     if not full:
         return []
@@ -67,6 +67,21 @@ def _cut_rows(tokenizer: Any, texts: Sequence[str], ids: torch.Tensor) -> list[i
         warnings.simplefilter("ignore")  # said already when these texts were read the first time
         longer = tokenizer([texts[i] for i in full], context_length=ids.shape[1] + 1)
     return [i for i, last in zip(full, longer[:, -1].tolist()) if last != padding]
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The token with which a tokenizer of open_clip fills texts up to the context."""
+    return getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", 0) or 0
+
+
+def filled_lengths(tokenizer: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Tokens of each row up to its end token, (n,) int64; some tokenizers fill up with end tokens."""
+    import torch
+
+    padding = pad_id(tokenizer)
+    lengths = ((ids != padding) * torch.arange(1, ids.shape[1] + 1)).amax(dim=1)
+    ends_as_padding = getattr(getattr(tokenizer, "tokenizer", None), "eos_token_id", None) == padding
+    return (lengths + int(ends_as_padding)).clamp(max=ids.shape[1])
 
 
 def read_lengths(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:

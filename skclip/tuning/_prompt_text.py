@@ -20,8 +20,8 @@ class PromptWords(NamedTuple):
 
     Attributes
     ----------
-    start : int
-        The start token.
+    start : list of int
+        The start token, or nothing: some tokenisers write none.
     before : list of int
         What stands before the name, the same for all classes.
     names : list of K lists of int
@@ -29,7 +29,7 @@ class PromptWords(NamedTuple):
         What stands after the name, the end token last.
     """
 
-    start: int
+    start: list[int]
     before: list[int]
     names: list[list[int]]
     after: list[list[int]]
@@ -52,14 +52,15 @@ def read_words(backbone: Any, template: str, names: Sequence[str]) -> PromptWord
     """
     before_text, _, after_text = template.partition(SLOT)
     texts = [f"{before_text}{name}{after_text}" for name in names]
-    before_ids, *alone = backbone.token_ids([before_text, *names])
-    start, before = before_ids[0], before_ids[1:-1]
+    nothing, before_ids, *alone = backbone.token_ids(["", before_text, *names])
+    n_start = len(nothing) - 1
+    start, before = before_ids[:n_start], before_ids[n_start:-1]
     read = backbone.token_ids(texts)
-    n_before = 1 + len(before)
+    n_before = n_start + len(before)
     for name, ids in zip(names, read):
-        if ids[1:n_before] != before:
+        if ids[n_start:n_before] != before:
             raise ValueError(f"The words {before_text!r} become other tokens before {name!r}; use another template.")
-    lengths = [len(ids) - 2 for ids in alone]
+    lengths = [len(ids) - n_start - 1 for ids in alone]
     return PromptWords(
         start,
         before,
@@ -114,27 +115,29 @@ class PromptLayout:
         first, rest = {"end": (learned, []), "middle": (learned[: n_ctx // 2], learned[n_ctx // 2 :])}.get(
             position, ([], learned)
         )
-        prefix = [words.start, *(first + fixed if position == "end" else first)]
+        prefix = [*words.start, *(first + fixed if position == "end" else first)]
         middle = [] if position == "end" else rest + fixed
         own = [name + middle + end for name, end in zip(words.names, ends)]
         if class_specific:
             own = [
-                [code if code >= 0 else code - k * n_ctx for code in prefix[1:] + codes] for k, codes in enumerate(own)
+                [code if code >= 0 else code - k * n_ctx for code in prefix[len(words.start) :] + codes]
+                for k, codes in enumerate(own)
             ]
-            prefix = prefix[:1]
+            prefix = words.start
+        self._n_start = len(words.start)
         self.lengths = torch.tensor([len(codes) for codes in own])
         longest = int(self.lengths.argmax())
         total = len(prefix) + len(own[longest])
         if total > text.context_length:
             raise ValueError(
-                f"The prompt of class {names[longest]!r} has {total} tokens ({n_ctx} learned, {len(words.names[longest])} "
-                f"of its name), more than the {text.context_length} that the model reads; use a smaller n_ctx or a "
-                "shorter name."
+                f"The prompt of class {names[longest]!r} has {total} tokens ({n_ctx} learned, "
+                f"{len(words.names[longest])} of its name), more than the {text.context_length} that the model reads; "
+                "use a smaller n_ctx or a shorter name."
             )
         ids = sorted({code for codes in [prefix, *own] for code in codes if code >= 0})
         place = {code: row for row, code in enumerate(ids)}
         self._words = text.embed(torch.tensor(ids, device=text.device))
-        self._prefix = torch.tensor([self._row(code, place) for code in prefix])
+        self._prefix = torch.tensor([self._row(code, place) for code in prefix], dtype=torch.long)
         padded = [codes + [codes[-1]] * (len(own[longest]) - len(codes)) for codes in own]
         self._own = torch.tensor([[self._row(code, place) for code in codes] for codes in padded])
         self._own_is_words = all(code >= 0 for codes in own for code in codes)
@@ -167,7 +170,7 @@ class PromptLayout:
         # words first, then what is learned: the rows that `_row` counts
         rows = torch.cat([words.expand(len(learned), -1, -1), learned], dim=1)
         own = words[self._own][None] if self._own_is_words else rows[:, self._own]
-        return PromptTokens(rows[:, self._prefix], own, self.lengths, deep, deep_mode)
+        return PromptTokens(rows[:, self._prefix], own, self.lengths, deep, deep_mode, self._n_start)
 
     def _row(self, code: int, place: dict[int, int]) -> int:
         return place[code] if code >= 0 else len(place) - 1 - code

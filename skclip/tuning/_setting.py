@@ -54,7 +54,7 @@ class Setting:
 
     @cached_property
     def text(self) -> TextTower:
-        return TextTower(self.backbone.module, self.backbone.card.name)
+        return TextTower(self.backbone.module, self.backbone.card.name, self.backbone.pad_id)
 
     @cached_property
     def vision(self) -> VisionTower:
