@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from copy import copy
 from numbers import Integral, Real
@@ -40,7 +39,7 @@ from skclip.utils._training import check_target, check_training, validation_spli
 if TYPE_CHECKING:
     import torch
 
-    from skclip.tuning._engine import Batch, Group, Inputs, Recipe
+    from skclip.tuning._engine import Batch, Group, Inputs, Recipe, Trained
 
     Tensors = dict[str, torch.Tensor]
 
@@ -194,7 +193,7 @@ class TunedClassifier(LogitsMixin, SkclipBase):
         examples = self._examples(X, y, sample_weight)
         classes, names = self.classes_, self._names(self.classes_)
         setting = self._setting(classes, names, self.device)
-        learned, trained = self._train(setting, examples, before)
+        trained = self._train(setting, examples, before)
         self.loss_curve_, self.loss_terms_ = trained.loss_curve, trained.loss_terms
         self.validation_scores_, self.n_iter_ = trained.validation_curve, trained.n_iter
         self._keep(setting, trained.learned)
@@ -229,7 +228,7 @@ class TunedClassifier(LogitsMixin, SkclipBase):
         given = self.state_delta_ if state is None else state
         return {name: torch.tensor(value, device=setting.device) for name, value in given.items()}
 
-    def _train(self, setting: Setting, examples: Examples, before: dict[str, NDArray] | None) -> Any:
+    def _train(self, setting: Setting, examples: Examples, before: dict[str, NDArray] | None) -> Trained:
         import torch
 
         from skclip.tuning._engine import train
@@ -240,12 +239,9 @@ class TunedClassifier(LogitsMixin, SkclipBase):
             kept, held_rows = validation_split(examples.codes, self.validation_fraction, np.random.RandomState(seed))
             examples, held = examples.take(kept), examples.take(held_rows)
         self._prepare(setting, examples)
-        start = self._start(setting)
+        learned = self._start(setting)
         if before is not None:
-            start = _continued(before, start)
-        learned = {name: value.detach().to(setting.device, torch.float32).clone() for name, value in start.items()}
-        for value in learned.values():
-            value.requires_grad_()
+            learned = _continued(before, learned)
         terms = self._terms(setting)
 
         def losses(batch: Batch) -> dict[str, torch.Tensor]:
@@ -253,7 +249,7 @@ class TunedClassifier(LogitsMixin, SkclipBase):
             return {name: term(step) for name, term in terms.items()}
 
         validate = None if held is None else self._validation(setting, learned, held)
-        trained = train(
+        return train(
             learned,
             losses,
             self._inputs(examples, setting, training=True),
@@ -267,12 +263,11 @@ class TunedClassifier(LogitsMixin, SkclipBase):
             gradients=self._gradients,
             validate=validate,
             checkpoint=self.checkpoint,
-            fingerprint="" if self.checkpoint is None else self._fingerprint(setting, examples),
+            fingerprint={} if self.checkpoint is None else self._fingerprint(setting, examples),
             distributed=self.distributed,
             verbose=self.verbose,
             name=type(self).__name__,
         )
-        return learned, trained
 
     def _validation(self, setting: Setting, learned: Tensors, held: Examples) -> Callable[[], float]:
         """A function that tells the share of held-out pictures that are recognised now."""
@@ -346,10 +341,10 @@ class TunedClassifier(LogitsMixin, SkclipBase):
                 f"the one that was begun; got random_state={self.random_state!r}."
             )
 
-    def _fingerprint(self, setting: Setting, examples: Examples) -> str:
+    def _fingerprint(self, setting: Setting, examples: Examples) -> dict[str, str]:
         """What a run depends on, so that a checkpoint is not taken up by another."""
         params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_OF_THE_RUN}
-        facts = {
+        return {
             "estimator": type(self).__name__,
             **{name: repr(value) for name, value in sorted(params.items())},
             "weights": setting.backbone.digest,
@@ -359,7 +354,6 @@ class TunedClassifier(LogitsMixin, SkclipBase):
             "sample_weight": "None" if examples.weights is None else _hash(examples.weights),
             "X": _hash(examples.X),
         }
-        return json.dumps(facts)
 
 
 @fill_doc
@@ -487,6 +481,10 @@ class TowerClassifier(TunedClassifier):
         ValueError
             If a picture cannot be read.
         """
+        return unit_rows(self._projections(X))
+
+    def _projections(self, X: Any) -> NDArray[np.float32]:
+        """Raw projections of pictures by the tuned tower, (n, d)."""
         import torch
 
         from skclip.features._extraction import Execution, TunedReading, encode_pictures
@@ -507,8 +505,7 @@ class TowerClassifier(TunedClassifier):
             self._model_name(), device, "float32", "auto", self.store, n_workers=self.n_workers, verbose=self.verbose
         )
         reading = TunedReading(f"{self.state_digest_} {precision}", setting.backbone.card.dim, project)
-        rows = encode_pictures(pictures, range(1), execution, seed=0, on_error="raise", reading=reading)[:, 0]
-        return unit_rows(rows)
+        return encode_pictures(pictures, range(1), execution, seed=0, on_error="raise", reading=reading)[:, 0]
 
     def as_features(self) -> Any:
         """The tuned tower as a transformer, to stand before an adapter or a detector.
