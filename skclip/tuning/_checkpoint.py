@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,13 +24,29 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written, is damaged, or belongs to another training; the message says which."""
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of a checkpoint, and refuse a place where none can be written before hours are spent.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint={str(path)!r} is a folder; name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"checkpoint={str(path)!r} cannot be written: {error}.") from error
+
+
 def write_checkpoint(path: Path, tensors: Tensors, facts: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
     """Replace the checkpoint at once: the file is the old or the new one, also after a power failure.
 
     Parameters
     ----------
     path : Path
-        Folders on the way are made.
     tensors : dict of tensor
         On any device.
     facts : mapping
@@ -50,7 +67,6 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: Mapping[str, Any], fin
     text = json.dumps(head)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(there, temporary, metadata={"training": text, "digest": _digest(there, text)})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())

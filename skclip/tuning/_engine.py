@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from skclip.tuning._advice import autocast, memory_advice
 from skclip.tuning._averaging import Averaging
-from skclip.tuning._checkpoint import digest_of, read_checkpoint, write_checkpoint
+from skclip.tuning._checkpoint import check_writable, digest_of, read_checkpoint, write_checkpoint
 from skclip.tuning._processes import Processes, join_processes
 from skclip.tuning._schedules import Position, learning_rate
 
@@ -507,6 +507,7 @@ class _File:
         }
 
     def read(self) -> tuple[Tensors, dict[str, Any]] | None:
+        check_writable(self.path)
         return read_checkpoint(self.path, self.fingerprint)
 
     def write(self) -> None:
