@@ -1,0 +1,254 @@
+"""NoLA: names and pictures without labels."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import FunctionTransformer
+
+from skclip import CLIPFeatures, ZeroShotClassifier
+from skclip._backbones import OpenedTowerError, load_backbone
+from skclip.adapters import GDAClassifier
+from skclip.datasets import make_picture_world
+from skclip.tuning._perceptron import _Perceptron
+from skclip.tuning.prompts._nola import NoLAClassifier
+from skclip.utils import SkclipWarning
+
+MODEL = "skclip-tiny"
+PAIRS = {"shapes": ["circle", "star"], "colors": ["red", "blue"]}
+
+
+class Truth(TransformerMixin, BaseEstimator):
+    """The perfect teacher: knows of every picture what it shows, as one-hot rows and noise."""
+
+    def __init__(self, known=None, noise=0.05):
+        self.known = known
+        self.noise = noise
+
+    def fit(self, X, y=None):
+        self.fitted_ = True
+        return self
+
+    def transform(self, X):
+        codes = np.array([self.known[picture.tobytes()] for picture in np.asarray(X)])
+        return np.eye(4)[codes] + self.noise * np.random.default_rng(0).normal(size=(len(X), 4))
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_picture_world(96, **PAIRS, styles=["sketch"], random_state=5)
+
+
+@pytest.fixture(scope="module")
+def text(world):
+    return ZeroShotClassifier(class_names=world.target_names, templates="a photo of a {}")
+
+
+@pytest.fixture(scope="module")
+def teacher(world):
+    codes = np.searchsorted(world.target_names, world.target)
+    return FrozenEstimator(Truth({picture.tobytes(): code for picture, code in zip(world.images, codes)}).fit(None))
+
+
+def make(text, **params):
+    return NoLAClassifier(MODEL, zero_shot=text, **{"max_iter": 2, "batch_size": 32, "random_state": 0, **params})
+
+
+@pytest.fixture(scope="module")
+def fitted(world, text):
+    return make(text).fit(world.images)
+
+
+# The parts
+
+
+def test_the_head_unlearns_a_fifth_of_wrong_labels():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(4, size=200)
+    X = np.eye(4, 8)[codes] + 0.1 * rng.normal(size=(200, 8))
+    wrong = np.where(rng.random(200) < 0.2, (codes + rng.integers(1, 4, size=200)) % 4, codes)
+    head = _Perceptron(random_state=0).fit(X, wrong)
+    assert np.mean(head.predict(X) == codes) == 1.0
+    assert len(head.loss_curve_) == 50 and head.loss_curve_[-1] < head.loss_curve_[0]
+
+
+def test_the_unit_of_the_teachers_features_plays_no_part():
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(60, 5)), rng.integers(3, size=60)
+    one, other = _Perceptron(random_state=0).fit(X, y), _Perceptron(random_state=0).fit(1000 * X + 300, y)
+    np.testing.assert_allclose(other.logits(1000 * X + 300), one.logits(X), atol=0.02)
+
+
+def test_the_head_is_adam_on_two_layers():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(2)
+    X, y = rng.normal(size=(16, 3)).astype(np.float32), rng.integers(2, size=16)
+    X = (X - X.mean(axis=0)) / np.sqrt(np.mean((X - X.mean(axis=0)) ** 2))
+    start = _Perceptron(n_hidden=4, max_iter=0, random_state=3).fit(X, y).layers_
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    names = ["hidden.weight", "hidden.bias", "out.weight", "out.bias"]
+    with torch.no_grad():
+        for name, parameter in zip(names, layers.parameters()):
+            parameter.copy_(torch.tensor(start[name]))
+    optimizer = torch.optim.Adam(layers.parameters(), lr=1e-3)
+    for _ in range(3):  # one batch holds all, so that the order plays no part
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(layers(torch.tensor(X)), torch.tensor(y)).backward()
+        optimizer.step()
+    trained = _Perceptron(n_hidden=4, max_iter=3, batch_size=16, random_state=3).fit(X, y).layers_
+    for name, parameter in zip(names, layers.parameters()):
+        np.testing.assert_allclose(trained[name], parameter.detach().numpy(), atol=1e-5, err_msg=name)
+
+
+# The whole
+
+
+def test_with_nothing_learned_it_is_zero_shot_but_for_the_scale(world, text):
+    clf = make(text, max_iter=0, n_tokens=0).fit(world.images)
+    X = CLIPFeatures(MODEL, normalize=False).transform(world.images)
+    zero_shot = ZeroShotClassifier(MODEL, class_names=world.target_names, templates="a photo of a {}").fit()
+    np.testing.assert_allclose(clf.logits(world.images), X @ zero_shot.prototypes_.T, atol=1e-4)
+    np.testing.assert_array_equal(clf.predict(world.images), zero_shot.predict(X))
+
+
+def test_tokens_stand_between_class_token_and_patches(world, text):
+    torch = pytest.importorskip("torch")
+    clf = make(text, max_iter=0, tune_norms=False).fit(world.images[:40])
+    module = load_backbone(MODEL, precision="float32").module
+    tokens = torch.tensor(clf.state_delta_["tokens"])
+    limit = (6 / (3 * 16 * 16 + 96)) ** 0.5
+    assert tokens.shape == (16, 96) and 0.9 * limit < float(tokens.abs().max()) <= limit
+    seen = []
+    hook = module.visual.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        picture = torch.zeros(1, 3, 48, 48)
+        with torch.no_grad():
+            module.encode_image(picture)
+            plain = seen[0]
+            sequence = torch.cat([plain[:, :1], tokens[None], plain[:, 1:]], dim=1)
+            expected = module.visual.ln_post(module.visual.transformer(sequence)[:, 0]) @ module.visual.proj
+            setting = clf._restored()
+            found = clf._image(clf._tensors(setting), setting, picture)
+    finally:
+        hook.remove()
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-4)
+
+
+def test_labels_change_nothing(world, text, fitted):
+    for y in (world.target, np.full(len(world.images), -1)):
+        again = make(text).fit(world.images, y)
+        for name, value in fitted.state_delta_.items():
+            np.testing.assert_array_equal(again.state_delta_[name], value)
+
+
+def test_the_order_of_the_pictures_plays_no_part_for_what_is_trusted(world, text, fitted):
+    order = np.random.default_rng(0).permutation(len(world.images))
+    again = make(text, max_iter=0).fit(world.images[order])
+    pairs = set(zip(fitted.pseudo_rows_, fitted.pseudo_labels_))
+    assert set(zip(order[again.pseudo_rows_], again.pseudo_labels_)) == pairs
+
+
+def test_what_is_trusted_is_zero_shot_and_bounded(world, fitted):
+    zero_shot = ZeroShotClassifier(MODEL, class_names=world.target_names, templates="a photo of a {}")
+    proba = zero_shot.predict_proba(CLIPFeatures(MODEL).transform(world.images))
+    columns = np.searchsorted(fitted.classes_, fitted.pseudo_labels_)
+    np.testing.assert_allclose(fitted.pseudo_confidence_, proba[fitted.pseudo_rows_, columns], atol=1e-4)
+    assert np.unique(fitted.pseudo_labels_, return_counts=True)[1].max() <= 16
+
+
+def test_the_student_follows_a_teacher_that_knows(world, text, teacher):
+    zero_shot = ZeroShotClassifier(MODEL, class_names=world.target_names, templates="a photo of a {}")
+    other = make_picture_world(100, **PAIRS, styles=["sketch"], random_state=6)
+    clf = make(text, teacher=teacher, max_iter=6, n_tokens=4, augmentation=None).fit(world.images)
+    before = zero_shot.score(CLIPFeatures(MODEL).transform(world.images), world.target)
+    assert before < 0.8
+    assert clf.aligned_teacher_.score(world.images, world.target) > 0.95
+    # which cannot tell of pictures that it does not know
+    before = zero_shot.score(CLIPFeatures(MODEL).transform(other.images), other.target)
+    assert clf.score(other.images, other.target) > before + 0.15
+
+
+def test_held_out_pictures_measure_the_agreement_with_the_teacher(world, text):
+    clf = make(text, early_stopping=True, n_iter_no_change=1, max_iter=3).fit(world.images[:60])
+    assert 1 <= len(clf.validation_scores_) <= 3
+    assert all(0.0 <= score <= 1.0 for score in clf.validation_scores_)
+
+
+def test_only_what_was_asked_for_learns(world, text):
+    clf = make(text, n_tokens=0, tune_head=False, max_iter=1).fit(world.images[:48])
+    np.testing.assert_array_equal(clf.coef_, clf.prototypes_)
+    norms = [name for name in clf.state_delta_ if name.startswith("visual.")]
+    module = load_backbone(MODEL, precision="float32").module
+    assert len(norms) == 2 * (2 + 2 * 4)
+    changed = [not np.array_equal(clf.state_delta_[name], module.get_parameter(name).numpy()) for name in norms]
+    assert all(changed)
+    assert set(make(text, tune_norms=False, max_iter=0).fit(world.images[:48]).state_delta_) == {"head", "tokens"}
+
+
+def test_features_pickle_and_search(world, text, fitted):
+    images, labels = world.images, world.target
+    tuned = fitted.as_features()
+    rows = tuned.transform(images[:4])
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-5)
+    assert GDAClassifier().fit(tuned.transform(images), labels).predict(rows).shape == (4,)
+    saved = pickle.dumps(fitted)
+    assert len(saved) < 400_000
+    np.testing.assert_allclose(pickle.loads(saved).logits(images[:4]), fitted.logits(images[:4]), rtol=1e-6)
+    assert not hasattr(clone(fitted), "classes_")
+
+
+def test_another_head_and_pixels_as_teacher(world, text):
+    pixels = FunctionTransformer(lambda X: np.asarray(X, dtype=np.float32).mean(axis=(1, 2)))
+    clf = make(text, teacher=pixels, teacher_head=LogisticRegression(), max_iter=0).fit(world.images)
+    assert isinstance(clf.aligned_teacher_["head"], LogisticRegression)
+    assert clf.aligned_teacher_["teacher"] is not pixels
+
+
+def test_descriptions_are_class_text_too(world):
+    text = ZeroShotClassifier(templates=world.class_descriptions)
+    clf = make(text, max_iter=0).fit(world.images[:40])
+    np.testing.assert_array_equal(clf.classes_, world.target_names)
+
+
+@pytest.mark.filterwarnings("ignore:The class text finds no picture")
+def test_towers_without_tokens(world):
+    names = {"class_names": world.target_names, "templates": "a photo of a {}"}
+    text = ZeroShotClassifier("skclip-tiny-rn", **names)
+    images = world.images[:24]
+    with pytest.raises(OpenedTowerError):
+        NoLAClassifier(zero_shot=text, max_iter=1, random_state=0).fit(images)
+    clf = NoLAClassifier(zero_shot=text, max_iter=1, n_tokens=0, tune_norms=False, random_state=0).fit(images)
+    assert set(clf.state_delta_) == {"head"}
+
+
+def test_errors_say_what_to_do(world, text, fitted):
+    images = world.images[:20]
+    with pytest.raises(ValueError, match="needs class text"):
+        NoLAClassifier(MODEL).fit(images)
+    with pytest.raises(ValueError, match="zero_shot__model"):
+        make(ZeroShotClassifier("skclip-tiny-rn", class_names=["a", "b"])).fit(images)
+    with pytest.raises(ValueError, match="both must come from one model"):
+        make(np.eye(4, 5)).fit(images)
+    with pytest.raises(ValueError, match="nothing is left to learn"):
+        make(text, n_tokens=0, tune_norms=False, tune_head=False).fit(images)
+    with pytest.raises(ValueError, match="one row for each"):
+        make(text, teacher=FunctionTransformer(lambda X: np.asarray(X))).fit(images)
+    with pytest.raises(ValueError, match="19 labels"):
+        make(text).fit(images, np.zeros(19))
+    with pytest.raises(ValueError, match="Fit again with the new"):
+        fitted.with_classes(["red ring"])
+    with pytest.raises(ValueError, match="pictures"):
+        make(text).fit(np.zeros((20, 128)))
+
+
+def test_a_class_without_pictures_is_reported(world):
+    reds = world.images[[name.startswith("red") for name in world.target]][:20]
+    names = [*world.target_names, *(f"{color} heart" for color in ("green", "cyan", "pink", "yellow", "purple"))]
+    text = ZeroShotClassifier(class_names=names, templates="a photo of a {}")
+    with pytest.warns(SkclipWarning, match="finds no picture"):
+        make(text, max_iter=0).fit(reds)
