@@ -74,7 +74,8 @@ def test_the_head_unlearns_a_fifth_of_wrong_labels():
     wrong = np.where(rng.random(200) < 0.2, (codes + rng.integers(1, 4, size=200)) % 4, codes)
     head = _Perceptron(random_state=0).fit(X, wrong)
     assert np.mean(head.predict(X) == codes) == 1.0
-    assert len(head.loss_curve_) == 50 and head.loss_curve_[-1] < head.loss_curve_[0]
+    assert len(head.loss_curve_) == 50
+    assert head.loss_curve_[-1] < head.loss_curve_[0]
 
 
 def test_the_unit_of_the_teachers_features_plays_no_part():
@@ -122,7 +123,8 @@ def test_tokens_stand_between_class_token_and_patches(world, text):
     module = load_backbone(MODEL, precision="float32").module
     tokens = torch.tensor(clf.state_delta_["tokens"])
     limit = (6 / (3 * 16 * 16 + 96)) ** 0.5
-    assert tokens.shape == (16, 96) and 0.9 * limit < float(tokens.abs().max()) <= limit
+    assert tokens.shape == (16, 96)
+    assert 0.9 * limit < float(tokens.abs().max()) <= limit
     seen = []
     hook = module.visual.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:

@@ -241,7 +241,8 @@ class NoLAClassifier(TowerClassifier):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
+    # weights could not say the same of the three steps
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:  # type: ignore[override]
         """Learn from pictures without labels.
 
         Parameters
@@ -311,8 +312,9 @@ class NoLAClassifier(TowerClassifier):
         """The pictures with the teacher's labels."""
         forget_fit(self)
         pictures = check_pictures(X, type(self).__name__)
-        if len(y) not in (0, len(pictures)):
-            raise ValueError(f"X holds {len(pictures)} pictures and y {len(y)} labels; pass y=None, it is not read.")
+        n_labels = len(np.asarray(y))
+        if n_labels not in (0, len(pictures)):
+            raise ValueError(f"X holds {len(pictures)} pictures and y {n_labels} labels; pass y=None, it is not read.")
         frozen = CLIPFeatures(
             self._model_name(), device=self.device, precision=self.precision, n_workers=self.n_workers, store=self.store
         )
@@ -336,8 +338,8 @@ class NoLAClassifier(TowerClassifier):
         named = getattr(zero_shot, "model", None)
         if named is not None and not same_model(named, model):
             raise ValueError(
-                f"zero_shot__model={named!r}, but model={model!r} is tuned; features of two models do not compare. Leave "
-                "zero_shot__model=None."
+                f"zero_shot__model={named!r}, but model={model!r} is tuned; features of two models do not compare. "
+                "Leave zero_shot__model=None."
             )
         if isinstance(zero_shot, ZeroShotClassifier) and named is None and zero_shot.prototypes is None:
             zero_shot = clone(zero_shot).set_params(model=model)
