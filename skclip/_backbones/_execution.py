@@ -191,6 +191,29 @@ class Backbone:
 
         return self._encode_pictures(batch, batch_size, project, (1 + height * width) * self.card.dim)
 
+    def encode_through(
+        self,
+        project: Callable[[torch.Tensor], torch.Tensor],
+        batch: NDArray[np.uint8] | torch.Tensor,
+        width: int,
+        batch_size: int | str = "auto",
+    ) -> NDArray[np.float32]:
+        """What another function than the model's own makes of pictures; see `encode_images`.
+
+        Parameters
+        ----------
+        project : callable
+            From normalised pictures (b, 3, H, W) on the device to (b, width). Several threads may call it at once.
+        batch : uint8 ndarray or torch.Tensor of shape (n, H, W, 3)
+        width : int
+        batch_size : int or "auto", default="auto"
+
+        Returns
+        -------
+        float32 ndarray of shape (n, width)
+        """
+        return self._encode_pictures(batch, batch_size, project, width)
+
     def _project(self, pictures: torch.Tensor) -> torch.Tensor:
         return self.module.encode_image(pictures, normalize=False)  # type: ignore[operator]
 

@@ -182,10 +182,10 @@ class BatchEncoder:
         rows = np.empty((len(items), features._width()), dtype=np.float32)
         reasons: list[str | None] = [None] * len(items)
         pictures = [_picture_of(item, column, i) for i, item in enumerate(items)]
-        size = block_size(execution, features._places)
+        size = block_size(execution, features._reading)
         blocks = (pictures[lo : lo + size] for lo in range(0, len(pictures), size))
         start = 0
-        for block in encode_blocks(blocks, range(1), execution, seed=0, places=features._places):
+        for block in encode_blocks(blocks, range(1), execution, seed=0, reading=features._reading):
             stop = start + len(block.rows)
             rows[start:stop] = features._finish(block.rows[:, 0]).reshape(stop - start, -1)
             for i, reason in block.failures:

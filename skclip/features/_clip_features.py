@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from skclip._backbones import DEFAULT_MODEL, get_card
 from skclip._media import check_images
 from skclip.features._extraction import Execution, encode_pictures, plan_execution, reading_parameters
+from skclip.features._readings import WHOLE
 from skclip.utils import SkclipBase
 from skclip.utils._arrays import unit_rows
 from skclip.utils._docs import fill_doc
@@ -236,8 +237,8 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         rows = encode_pictures(pictures, range(n_views), self._execution(), seed=seed, on_error=self.on_error)
         return self._finish(rows.reshape(-1, rows.shape[2])).reshape(rows.shape)
 
-    # What streaming extraction needs of a transformer: whether a row holds places, its width, and how it ends.
-    _places = False
+    # What streaming extraction needs of a transformer: what is read, the width of a row, and how it ends.
+    _reading = WHOLE
 
     def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features (n, d) of raw rows."""

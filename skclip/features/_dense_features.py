@@ -14,6 +14,7 @@ from skclip._backbones import DEFAULT_MODEL, get_card, grid_shape
 from skclip._media import check_images
 from skclip.features._clip_features import EXECUTION_CONSTRAINTS, READING_CONSTRAINTS
 from skclip.features._extraction import Execution, encode_pictures, plan_execution, reading_parameters
+from skclip.features._readings import PLACES
 from skclip.utils import SkclipBase
 from skclip.utils._arrays import unit_rows
 from skclip.utils._docs import fill_doc
@@ -178,7 +179,7 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         """
         self._check()
         pictures, execution = check_images(X), self._execution()
-        rows = encode_pictures(pictures, range(1), execution, seed=0, on_error=self.on_error, places=True)
+        rows = encode_pictures(pictures, range(1), execution, seed=0, on_error=self.on_error, reading=PLACES)
         return self._finish(rows[:, 0])
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray:
@@ -209,8 +210,8 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         if self.global_token and self.layout == "grid":
             raise ValueError('global_token=True has no place in layout="grid"; pass layout="flat".')
 
-    # What streaming extraction needs of a transformer: whether a row holds places, its width, and how it ends.
-    _places = True
+    # What streaming extraction needs of a transformer: what is read, the width of a row, and how it ends.
+    _reading = PLACES
 
     def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features of raw rows (n, (1 + h * w) * d), in the shape that `layout` asks for."""

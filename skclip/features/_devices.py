@@ -34,6 +34,7 @@ from PIL import Image
 from skclip._backbones import resolve_device, resolve_precision
 from skclip._media import MissingPicture, PictureError, read_picture
 from skclip.features._extraction import EncodedBlock, Execution, encode_blocks
+from skclip.features._readings import WHOLE, Reading
 
 # Per process: one block being encoded, two read ahead, one on its way; and as many that wait for those before them.
 _IN_HAND = 4
@@ -91,7 +92,7 @@ def encode_on_devices(
     executions: Sequence[Execution],
     *,
     seed: int,
-    places: bool = False,
+    reading: Reading = WHOLE,
 ) -> Generator[EncodedBlock]:
     """Raw projections of a stream of pictures, by one process per device.
 
@@ -109,7 +110,7 @@ def encode_on_devices(
         One per device; a device may be there several times. Readers (`n_workers`, None being one per core) and the
         threads of the CPU are shared out among the processes. Rows are not kept in the memory of processes that end
         with the stream: the store is a folder or none.
-    seed, places
+    seed, reading
         See `encode_blocks`.
 
     Yields
@@ -138,7 +139,7 @@ def encode_on_devices(
     is_exhausted = False
     try:
         for process in team:
-            process.start(list(views), seed, places)
+            process.start(list(views), seed, reading)
         while not (is_exhausted and n_yielded == n_sent):
             free = None if is_exhausted else _next_free(team, n_yielded, n_sent)
             if free is not None:
@@ -237,7 +238,7 @@ class _Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._to_child: BinaryIO | None = None
 
-    def start(self, views: list[int], seed: int, places: bool) -> None:
+    def start(self, views: list[int], seed: int, reading: Reading) -> None:
         # As joblib does: without it each process would start a thread per core.
         threads = str(max(1, joblib.cpu_count() // self._n_processes))
         self._child = subprocess.Popen(
@@ -249,7 +250,7 @@ class _Process:
         self._to_child = cast(BinaryIO, self._child.stdin)
         threading.Thread(target=self._listen, args=(self._child.stdout,), daemon=True).start()
         level = logging.getLogger("skclip").getEffectiveLevel()
-        self.send((views, self._execution, seed, places, level))
+        self.send((views, self._execution, seed, reading, level))
 
     def send(self, message: Any) -> None:
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
@@ -383,11 +384,11 @@ def work() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     try:
-        views, execution, seed, places, level = pickle.loads(inbox.get())
+        views, execution, seed, reading, level = pickle.loads(inbox.get())
         _report_to(answer, level)
         numbers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         blocks = _incoming(inbox, numbers)
-        for block in encode_blocks(blocks, views, execution, seed=seed, places=places):
+        for block in encode_blocks(blocks, views, execution, seed=seed, reading=reading):
             number = numbers.get()
             if number is not None:
                 answer("block", (number, block))

@@ -203,7 +203,7 @@ def encode_items(
     form_blocks: FormBlocks = in_blocks,
 ) -> Iterator[tuple[list[SourceItem], NDArray[np.float32], list[tuple[int, str]]]]:
     """Blocks of items with their rows, in order."""
-    size = block_size(executions[0], encoder._places)
+    size = block_size(executions[0], encoder._reading)
     in_hand: deque[list[SourceItem]] = deque()
 
     def pictures() -> Iterator[list[Any]]:
@@ -212,9 +212,9 @@ def encode_items(
             yield [item.picture for item in block]
 
     if len(executions) == 1:
-        encoded_blocks = encode_blocks(pictures(), range(1), executions[0], seed=0, places=encoder._places)
+        encoded_blocks = encode_blocks(pictures(), range(1), executions[0], seed=0, reading=encoder._reading)
     else:
-        encoded_blocks = encode_on_devices(pictures(), range(1), executions, seed=0, places=encoder._places)
+        encoded_blocks = encode_on_devices(pictures(), range(1), executions, seed=0, reading=encoder._reading)
     with closing(encoded_blocks):  # an interrupt here would else leave threads and processes to the traceback
         for encoded in encoded_blocks:
             progress.update(encoded)
@@ -259,7 +259,7 @@ def _settings(encoder: Any, execution: Execution) -> dict[str, Any]:
         **{name: parameters[name] for name in own if name in parameters},
         "pixels": picture_transform(execution).key(),
         "precision": resolve_precision(execution.precision, resolve_device(execution.device)),
-        "block": block_size(execution, encoder._places),
+        "block": block_size(execution, encoder._reading),
         "batch_size": execution.batch_size,
         "versions": {"skclip": __version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}},
     }

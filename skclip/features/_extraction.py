@@ -13,7 +13,6 @@ from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +24,6 @@ from skclip._backbones import (
     BackboneCard,
     device_of_fitted,
     get_card,
-    grid_shape,
     load_backbone,
     n_lanes,
     resolve_device,
@@ -33,6 +31,7 @@ from skclip._backbones import (
     weights_digest,
 )
 from skclip._media import (
+    Augmentation,
     PictureError,
     PictureReader,
     PictureTransform,
@@ -41,6 +40,7 @@ from skclip._media import (
     describe,
     unknown_file,
 )
+from skclip.features._readings import WHOLE, Reading
 from skclip.features._store import Store, open_store, row_key
 from skclip.utils import SkclipWarning
 
@@ -126,7 +126,8 @@ def encode_pictures(
     *,
     seed: int,
     on_error: str,
-    places: bool = False,
+    reading: Reading = WHOLE,
+    augmentation: Augmentation | None = None,
 ) -> NDArray[np.float32]:
     """Raw projections of pictures.
 
@@ -138,22 +139,23 @@ def encode_pictures(
     seed : int
         Of the views.
     on_error : {"raise", "nan"}
-    places : bool
-        Whether a row holds the picture and its places, (1 + h * w) * d numbers (`Backbone.encode_places`), instead
-        of the picture alone.
+    reading : Reading
+        What a row holds.
+    augmentation : Augmentation, default=None
+        How views are made. None is a random crop, mirrored half of the time.
 
     Returns
     -------
     rows : ndarray of shape (n, len(views), d), float32
         One row per picture and view, in input order; NaN for unreadable pictures under "nan".
     """
-    rows = np.empty((len(pictures), len(views), row_width(execution, places)), dtype=np.float32)
-    size = block_size(execution, places)
+    rows = np.empty((len(pictures), len(views), reading.width(execution.card())), dtype=np.float32)
+    size = block_size(execution, reading)
     blocks = (pictures[lo : lo + size] for lo in range(0, len(pictures), size))
     failures: list[tuple[int, str, str]] = []
     start = 0
     with Progress([execution], len(pictures)) as progress:
-        for block in encode_blocks(blocks, views, execution, seed=seed, places=places):
+        for block in encode_blocks(blocks, views, execution, seed=seed, reading=reading, augmentation=augmentation):
             for i, reason in block.failures:
                 position = start + i
                 failures.append((position, describe(pictures[position]), reason))
@@ -192,7 +194,8 @@ def encode_blocks(
     execution: Execution,
     *,
     seed: int,
-    places: bool = False,
+    reading: Reading = WHOLE,
+    augmentation: Augmentation | None = None,
 ) -> Generator[EncodedBlock]:
     """Raw projections of a stream of pictures.
 
@@ -203,7 +206,7 @@ def encode_blocks(
     ----------
     blocks : iterable of sequences of pictures
         `block_size` pictures each suit the machine. Read in order, by another thread.
-    views, execution, seed, places
+    views, execution, seed, reading, augmentation
         See `encode_pictures`.
 
     Yields
@@ -211,7 +214,7 @@ def encode_blocks(
     EncodedBlock
         In the order of `blocks`.
     """
-    job = _PictureJob(views, execution, seed, places)
+    job = _PictureJob(views, execution, seed, reading, augmentation)
     # Rows that were made after the blocks in hand were looked up.
     recent: deque[dict[bytes, NDArray]] = deque(maxlen=_BLOCKS_AHEAD)
     with closing(job.prepare_ahead(iter(blocks))) as prepared_blocks:
@@ -233,13 +236,7 @@ def picture_transform(execution: Execution) -> PictureTransform:
     return PictureTransform(card.image_size, card.interpolation, card.resize_mode, card.fill_color, execution.decode)
 
 
-def row_width(execution: Execution, places: bool = False) -> int:
-    """Numbers in the row of one picture."""
-    card = execution.card()
-    return (1 + prod(grid_shape(card)) if places else 1) * card.dim
-
-
-def block_size(execution: Execution, places: bool = False) -> int:
+def block_size(execution: Execution, reading: Reading = WHOLE) -> int:
     """Pictures that are looked up, read and encoded together: enough for the device, within 128 MiB."""
     if execution.block is not None:
         return execution.block
@@ -248,7 +245,7 @@ def block_size(execution: Execution, places: bool = False) -> int:
         n = max(_CPU_BLOCK, _LANE_PICTURES * n_lanes())
     else:
         n = _ACCELERATOR_BLOCK
-    return max(1, min(n, _BLOCK_BYTES // (3 * height * width), _BLOCK_BYTES // (8 * row_width(execution, places))))
+    return max(1, min(n, _BLOCK_BYTES // (3 * height * width), _BLOCK_BYTES // (8 * reading.width(execution.card()))))
 
 
 class Progress:
@@ -336,17 +333,25 @@ class _Prepared:
 class _PictureJob:
     """Everything of one call that does not change from block to block."""
 
-    def __init__(self, views: Sequence[int], execution: Execution, seed: int, places: bool) -> None:
+    def __init__(
+        self,
+        views: Sequence[int],
+        execution: Execution,
+        seed: int,
+        reading: Reading,
+        augmentation: Augmentation | None,
+    ) -> None:
         self.views = list(views)
         self.execution = execution
         self.seed = seed
-        self.places = places
-        self.width = row_width(execution, places)
+        self.reading = reading
+        self.augmentation = augmentation or Augmentation()
+        self.width = reading.width(execution.card())
         self.transform = picture_transform(execution)
         self.store: Store = open_store(execution.store)
-        kind = f"{'value path' if places else 'picture'} {self.transform.key()}"
+        kind = f"{reading.kind} {self.transform.key()}"
         self._plain = execution.namespace(kind)
-        self._augmented = execution.namespace(f"{kind} crop_flip {seed}")
+        self._augmented = execution.namespace(f"{kind} {self.augmentation.key()} {seed}")
 
     def prepare_ahead(self, blocks: Iterator[Sequence[Any]]) -> Generator[_Prepared]:
         """Blocks in order, prepared while the caller works on those before."""
@@ -356,7 +361,11 @@ class _PictureJob:
             ThreadPoolExecutor(_BLOCKS_AHEAD) as ahead,
             # Closed first: where the caller stops early, what is being read ends in an error instead of being awaited.
             PictureReader(
-                self.transform, workers=execution.workers, n_workers=execution.n_workers, seed=self.seed
+                self.transform,
+                workers=execution.workers,
+                n_workers=execution.n_workers,
+                seed=self.seed,
+                augmentation=self.augmentation,
             ) as reader,
         ):
 
@@ -386,8 +395,7 @@ class _PictureJob:
         slots = list(missing.values())
         pixels = prepared.pixels if len(slots) == len(prepared.pixels) else prepared.pixels[slots]
         backbone = self.execution.backbone()
-        encode = backbone.encode_places if self.places else backbone.encode_images
-        encoded = encode(pixels, batch_size=self.execution.batch_size)
+        encoded = self.reading.encode(backbone, pixels, self.execution.batch_size)
         self.store.put(list(missing), encoded)
         return dict(zip(missing, encoded))
 

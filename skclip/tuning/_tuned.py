@@ -35,6 +35,7 @@ from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames, align_names
 from skclip.utils._params import Interval, StrOptions, check_parameters
 from skclip.utils._training import check_target, check_training, validation_split
+from skclip.zero_shot._zero_shot import model_logit_scale
 
 if TYPE_CHECKING:
     import torch
@@ -319,7 +320,7 @@ class TunedClassifier(LogitsMixin, SkclipBase):
             backbone,
             classes,
             names,
-            backbone.logit_scale if scale is None else float(scale),
+            model_logit_scale(self._model_name()) if scale is None else float(scale),
             torch.Generator().manual_seed(seed),
         )
 
@@ -485,9 +486,9 @@ class TowerClassifier(TunedClassifier):
 
     def _projections(self, X: Any) -> NDArray[np.float32]:
         """Raw projections of pictures by the tuned tower, (n, d)."""
-        import torch
 
-        from skclip.features._extraction import Execution, TunedReading, encode_pictures
+        from skclip.features._extraction import Execution, encode_pictures
+        from skclip.features._readings import tuned_reading
         from skclip.tuning._network_training import autocast
 
         check_is_fitted(self)
@@ -504,7 +505,7 @@ class TowerClassifier(TunedClassifier):
         execution = Execution(
             self._model_name(), device, "float32", "auto", self.store, n_workers=self.n_workers, verbose=self.verbose
         )
-        reading = TunedReading(f"{self.state_digest_} {precision}", setting.backbone.card.dim, project)
+        reading = tuned_reading(f"{self.state_digest_} {precision}", setting.backbone.card.dim, project)
         return encode_pictures(pictures, range(1), execution, seed=0, on_error="raise", reading=reading)[:, 0]
 
     def as_features(self) -> Any:

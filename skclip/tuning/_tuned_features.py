@@ -45,9 +45,8 @@ class TunedCLIPFeatures(TransformerMixin, SkclipBase):
     >>> from skclip.tuning import CLIPLoRAClassifier
     >>> from sklearn.pipeline import make_pipeline
     >>> world = make_picture_world(32, shapes=["circle", "star"], colors=["red", "blue"])
-    >>> y = world.target_names[world.target]
-    >>> tuned = CLIPLoRAClassifier("skclip-tiny", max_iter=1, random_state=0).fit(world.images, y)
-    >>> make_pipeline(tuned.as_features(), GDAClassifier()).fit(world.images, y).predict(world.images[:2]).shape
+    >>> tuned = CLIPLoRAClassifier("skclip-tiny", max_iter=1, random_state=0).fit(world.images, world.target)
+    >>> make_pipeline(tuned.as_features(), GDAClassifier()).fit(world.images, world.target).predict(world.images[:2]).shape
     (2,)
     """
 

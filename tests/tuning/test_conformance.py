@@ -16,8 +16,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from skclip import CLIPClassifier, CLIPFeatures
-from skclip import tuning
+from skclip import CLIPClassifier, CLIPFeatures, tuning
 from skclip._backbones import load_backbone
 from skclip.adapters import GDAClassifier
 from skclip.datasets import make_picture_world
@@ -36,6 +35,8 @@ def describe(name):
 
 # what the methods need besides
 PARAMETERS = {
+    "MoCoOpClassifier": {"template_groups": ["a photo of a {}", ["a sketch of a {}", "a drawing of a {}"]]},
+    "PromptSRCClassifier": {"templates": "a photo of a {}."},
     "BiomedCoOpClassifier": {"descriptions": describe, "n_prompts": None},
 }
 # methods whose X has columns of its own, or that learn without labels: their own tests do the same
@@ -54,7 +55,7 @@ def make(cls, **params):
 @pytest.fixture(scope="module")
 def world():
     made = make_picture_world(24, shapes=["circle", "star"], colors=["red", "blue"], styles=["sketch"], random_state=3)
-    return made.images, made.target_names[made.target]
+    return made.images, np.array(made.target)
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +339,9 @@ def test_warm_start_goes_on(rows, world):
 
 
 def test_early_stopping_keeps_the_best_epoch(rows, world):
-    estimator = make(tuning.CoOpClassifier, max_iter=30, early_stopping=True, validation_fraction=0.3, n_iter_no_change=3)
+    estimator = make(
+        tuning.CoOpClassifier, max_iter=30, early_stopping=True, validation_fraction=0.3, n_iter_no_change=3
+    )
     estimator.fit(rows, world[1])
     assert len(estimator.validation_scores_) == estimator.n_iter_
     best = int(np.argmax(estimator.validation_scores_))

@@ -102,7 +102,7 @@ class CoOpClassifier(PromptClassifier):
     >>> from skclip.tuning import CoOpClassifier
     >>> world = make_picture_world(64, shapes=["circle", "star"], colors=["red", "blue"], styles=["sketch"])
     >>> X = CLIPFeatures("skclip-tiny").fit_transform(world.images)
-    >>> clf = CoOpClassifier("skclip-tiny", n_ctx=4, max_iter=5, random_state=0).fit(X, world.target_names[world.target])
+    >>> clf = CoOpClassifier("skclip-tiny", n_ctx=4, max_iter=5, random_state=0).fit(X, world.target)
     >>> clf.predict_proba(X[:2]).shape
     (2, 4)
     >>> new = clf.with_classes(["green circle", "green star"])
