@@ -77,8 +77,8 @@ def layer_shape(card: BackboneCard) -> tuple[int, int]:
     vision = json.loads(card.config)["vision_cfg"]
     if isinstance(vision.get("layers", 12), list):
         raise ValueError(
-            f"model={card.name!r}: its image tower is a ResNet, and statistics of tokens are those of a transformer, such "
-            "as that of ViT-B-32."
+            f"model={card.name!r}: its image tower is a ResNet, and statistics of tokens are those of a transformer, "
+            "such as that of ViT-B-32."
         )
     return vision.get("layers", 12), vision.get("width", 768)
 

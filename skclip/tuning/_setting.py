@@ -72,11 +72,30 @@ class Setting:
         rows = torch.from_numpy(self.backbone.encode_texts(list(texts)))
         return normalize(rows, dim=1).to(self.device)
 
+    def sentences(self, templates: Templates) -> list[list[str]]:
+        """The templates with the name of each class in them.
+
+        Raises
+        ------
+        ValueError
+            If a sentence is longer than the model reads; the message names the class.
+        """
+        sentences = fill_templates(dict(enumerate(self.names)), get_templates(templates))
+        most = self.backbone.card.context_length
+        for name, of_class in zip(self.names, sentences):
+            longest = max(map(len, self.backbone.token_ids(of_class)))
+            if longest > most:
+                raise ValueError(
+                    f"A sentence of class {name!r} has {longest} tokens, more than the {most} that the model reads; use "
+                    "a shorter name or template."
+                )
+        return sentences
+
     def class_text(self, templates: Templates) -> torch.Tensor:
         """Unit rows (K, d): the normalised mean of the normalised sentences of each class, as zero-shot prototypes."""
         from torch.nn.functional import normalize
 
-        sentences = fill_templates(dict(enumerate(self.names)), get_templates(templates))
+        sentences = self.sentences(templates)
         rows = self.encode_texts([sentence for of_class in sentences for sentence in of_class])
         return normalize(rows.reshape(len(self.names), -1, rows.shape[1]).mean(dim=1), dim=1)
 

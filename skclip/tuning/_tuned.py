@@ -25,6 +25,7 @@ from skclip._backbones import (
 )
 from skclip._media import check_images
 from skclip.tuning._losses import cross_entropy
+from skclip.tuning._processes import join_processes
 from skclip.tuning._setting import Setting, Step, Term, cosine_scores
 from skclip.utils._arrays import check_features, check_weights, first_view, take_rows, unit_rows
 from skclip.utils._base import SkclipBase, forget_fit
@@ -189,11 +190,13 @@ class TunedClassifier(LogitsMixin, SkclipBase):
     def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
         check_parameters(self)
         self._check_checkpoint()
-        resolve_device(self.device)
+        processes = join_processes(resolve_device(self.device), self.distributed)
         before = self.state_delta_ if self.warm_start and hasattr(self, "state_delta_") else None
         examples = self._examples(X, y, sample_weight)
         classes, names = self.classes_, self._names(self.classes_)
-        setting = self._setting(classes, names, self.device)
+        setting = self._setting(classes, names, str(processes.device))
+        # without a random_state each process has drawn its own
+        setting.generator.set_state(processes.from_main(setting.generator.get_state()))
         trained = self._train(setting, examples, before)
         self.loss_curve_, self.loss_terms_ = trained.loss_curve, trained.loss_terms
         self.validation_scores_, self.n_iter_ = trained.validation_curve, trained.n_iter
@@ -330,8 +333,8 @@ class TunedClassifier(LogitsMixin, SkclipBase):
         setting = self._setting(self.classes_, self.class_names_.tolist(), device)
         if setting.backbone.digest != self.weights_digest_:
             raise ValueError(
-                f"The weights of {self._model_name()!r} have changed since fit (digest {self.weights_digest_[:12]} then, "
-                f"{setting.backbone.digest[:12]} now), so that what was learned does not fit them. Fit again."
+                f"The weights of {self._model_name()!r} have changed since fit (digest {self.weights_digest_[:12]} "
+                f"then, {setting.backbone.digest[:12]} now), so that what was learned does not fit them. Fit again."
             )
         return setting
 
@@ -538,7 +541,8 @@ class TowerClassifier(TunedClassifier):
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y holds one class only, {self.classes_[0].item()!r}; {type(self).__name__} needs at least two classes."
+                f"y holds one class only, {self.classes_[0].item()!r}; {type(self).__name__} needs at least two "
+                "classes."
             )
         return Examples(pictures, codes, weights)
 
@@ -584,7 +588,7 @@ class _Plain(NamedTuple):
 
 
 def sgd_recipe(estimator: Any, max_iter: int) -> Recipe:
-    """Momentum and a cosine by epochs after one epoch of warm-up: what the code of CoOp and its successors trains with."""
+    """Momentum and a cosine by epochs after one epoch of warm-up, with which CoOp and its successors train."""
     from skclip.tuning._engine import Recipe
 
     return Recipe(
@@ -624,8 +628,8 @@ def check_pictures(X: Any, who: str) -> Any:
     shape, kind = getattr(X, "shape", ()), getattr(getattr(X, "dtype", None), "kind", "")
     if kind == "f" and len(shape) in (2, 3):
         raise ValueError(
-            f"{who} changes the image tower and so learns from pictures, but X is a matrix of numbers of shape {shape}. "
-            "Pass the pictures themselves; for features use CoOpClassifier or an adapter."
+            f"{who} changes the image tower and so learns from pictures, but X is a matrix of numbers of shape "
+            f"{shape}. Pass the pictures themselves; for features use CoOpClassifier or an adapter."
         )
     return check_images(X)
 

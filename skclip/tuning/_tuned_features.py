@@ -46,7 +46,8 @@ class TunedCLIPFeatures(TransformerMixin, SkclipBase):
     >>> from sklearn.pipeline import make_pipeline
     >>> world = make_picture_world(32, shapes=["circle", "star"], colors=["red", "blue"])
     >>> tuned = CLIPLoRAClassifier("skclip-tiny", max_iter=1, random_state=0).fit(world.images, world.target)
-    >>> make_pipeline(tuned.as_features(), GDAClassifier()).fit(world.images, world.target).predict(world.images[:2]).shape
+    >>> pipe = make_pipeline(tuned.as_features(), GDAClassifier()).fit(world.images, world.target)
+    >>> pipe.predict(world.images[:2]).shape
     (2,)
     """
 

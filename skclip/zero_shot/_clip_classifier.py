@@ -19,12 +19,11 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skclip._backbones import DEFAULT_MODEL, get_card
 from skclip._media import check_images
-from skclip.features import CLIPFeatures, CLIPTextFeatures
+from skclip.features import CLIPFeatures
 from skclip.utils._base import SkclipBase
 from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames, check_labels
 from skclip.utils._params import HasMethods, check_parameters
-from skclip.zero_shot._zero_shot import ZeroShotClassifier
 
 # the parameters handed to CLIPFeatures under their own names
 _FEATURE_PARAMETERS = (

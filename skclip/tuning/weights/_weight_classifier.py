@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skclip.templates._templates import fill_templates
 from skclip.tuning._setting import Setting, Step
 from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier
 from skclip.tuning._weight_specs import WeightSpec, merge
@@ -135,7 +134,7 @@ class WeightClassifier(TowerClassifier):
         """Projections of the classes, (K, d); `generator` where it is for training."""
         frozen, constants = self.encoder == "vision", setting.constants
         if "class_text" not in constants:
-            sentences = class_sentences(setting, self.template)
+            sentences = [sentence for (sentence,) in setting.sentences([self.template])]
             constants["class_text"] = (setting.encode_texts if frozen else setting.backbone.text_ids)(sentences)
         if frozen:
             return constants["class_text"]
@@ -195,22 +194,3 @@ class WeightClassifier(TowerClassifier):
             return super()._inputs(examples, setting, training=training)
         views = examples.X if training else examples.X[:, :1]
         return FeatureInputs(torch.tensor(views, device=setting.device))
-
-
-def class_sentences(setting: Setting, template: str) -> list[str]:
-    """The sentence of each class.
-
-    Raises
-    ------
-    ValueError
-        If the template has no place for the name, or a sentence is longer than the model reads.
-    """
-    sentences = [sentence for (sentence,) in fill_templates(dict(enumerate(setting.names)), [template])]
-    most = setting.text.context_length
-    for name, ids in zip(setting.names, setting.backbone.token_ids(sentences)):
-        if len(ids) > most:
-            raise ValueError(
-                f"The sentence of class {name!r} has {len(ids)} tokens, more than the {most} that the model reads; "
-                "use a shorter name or template."
-            )
-    return sentences
