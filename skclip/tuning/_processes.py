@@ -51,10 +51,10 @@ class Processes:
 
     def from_main(self, value: Any) -> Any:
         """What the main process has; the others pass anything."""
-        from accelerate.utils import broadcast_object_list
-
         if self.count == 1:
             return value
+        from accelerate.utils import broadcast_object_list
+
         return broadcast_object_list([value])[0]
 
 
