@@ -357,6 +357,12 @@ class NoLAClassifier(TowerClassifier):
         chosen = most_confident(logits, n_per_class(n, n_classes, self.top_fraction, self.min_per_class))
         self.pseudo_rows_, self.pseudo_confidence_ = chosen.rows, chosen.confidences
         self.pseudo_labels_ = self.classes_[chosen.codes]
+        if len(np.unique(chosen.codes)) < 2:
+            raise ValueError(
+                f"The class text assigns all {n} pictures to one class, {self.pseudo_labels_[0].item()!r}, so that "
+                f"there is nothing to learn; with min_per_class={self.min_per_class} none is left for another. Are the "
+                "names those of what the pictures show?"
+            )
         missing = np.setdiff1d(np.arange(n_classes), chosen.codes)
         if missing.size:
             warnings.warn(
