@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 from sklearn.neighbors import KernelDensity
 from sklearn.utils import estimator_checks as sklearn_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skclip.features import CLIPFeatures, CLIPTextFeatures, DenseCLIPFeatures
-from skclip.tuning import TimmClassifier
+from skclip.features import CLIPFeatures, CLIPLayerStatistics, CLIPTextFeatures, DenseCLIPFeatures
+from skclip.tuning import CLIPLoRAClassifier, TimmClassifier
+from skclip.tuning._tuned import PromptClassifier, TowerClassifier
 from skclip.utils import SkclipBase, all_estimators
 from skclip.utils.estimator_checks import NearestMeanClassifier, parametrize_with_raw_checks
 from skclip.zero_shot import CLIPClassifier
@@ -16,9 +19,11 @@ from skclip.zero_shot import CLIPClassifier
 # class name -> why scikit-learn's checks on random matrices say nothing about it
 RAW_X = {
     "CLIPFeatures": "takes pictures",
+    "CLIPLayerStatistics": "takes pictures",
     "CLIPTextFeatures": "takes sentences",
     "CLIPClassifier": "takes pictures",
     "TimmClassifier": "takes pictures",
+    "CLIPLoRAClassifier": "takes pictures; stands for all that trains its model on them",
     "DenseCLIPFeatures": "takes pictures",
 }
 # these take features of one width, that of their text; scikit-learn's checks run in tests/ood on subclasses whose text
@@ -27,7 +32,19 @@ CLASS_TEXT = dict.fromkeys(
     ("GLMCMDetector", "MCMDetector", "NegLabelDetector", "VarianceDetector"),
     "knows its classes from the parameters and takes features of one width",
 )
+# the suite of tuning is tests/tuning/test_conformance.py
+TUNING = {
+    **dict.fromkeys(
+        (name for name, cls in all_estimators() if issubclass(cls, PromptClassifier)),
+        "takes features of one width, that of its model, and learns words around the names of the classes",
+    ),
+    **dict.fromkeys(
+        (name for name, cls in all_estimators() if issubclass(cls, TowerClassifier)), "trains its model on pictures"
+    ),
+    "TunedCLIPFeatures": "takes pictures, and a classifier that trains its model",
+}
 OWN_CHECKS = {
+    **TUNING,
     **RAW_X,
     **CLASS_TEXT,
     "ConceptAssociationProbe": "knows its objects from the parameters and predicts for (picture, queried object) pairs",
@@ -83,6 +100,8 @@ RAW_INSTANCES = [
     CLIPClassifier("skclip-tiny"),
     TimmClassifier("test_resnet", image_size=32, max_iter=2, batch_size=4, random_state=0),
     DenseCLIPFeatures("skclip-tiny", layout="flat"),
+    CLIPLoRAClassifier("skclip-tiny", max_iter=1, batch_size=4, random_state=0),
+    CLIPLayerStatistics("skclip-tiny"),
 ]
 
 

@@ -56,7 +56,7 @@ class Batch:
     weights: torch.Tensor | None  # (b,) of mean 1 over all training pictures
     epoch: int  # from 0
     step: int  # from 0, since the beginning of the training
-    generator: torch.Generator  # on the device; for dropout and other noise of a step
+    generator: torch.Generator | None  # on the device, for dropout and other noise of a step; None outside training
 
 
 class Inputs(Protocol):

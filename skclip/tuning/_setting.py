@@ -86,8 +86,8 @@ class Setting:
             longest = max(map(len, self.backbone.token_ids(of_class)))
             if longest > most:
                 raise ValueError(
-                    f"A sentence of class {name!r} has {longest} tokens, more than the {most} that the model reads; use "
-                    "a shorter name or template."
+                    f"A sentence of class {name!r} has {longest} tokens, more than the {most} that the model reads; "
+                    "use a shorter name or template."
                 )
         return sentences
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
 from numbers import Integral, Real
@@ -35,7 +36,7 @@ from skclip.utils._cosine import cosine_logits
 from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames, align_names
 from skclip.utils._params import Interval, StrOptions, check_parameters
-from skclip.utils._training import check_target, check_training, validation_split
+from skclip.utils._training import Training, check_target, check_training, validation_split
 from skclip.zero_shot._zero_shot import model_logit_scale
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Examples(NamedTuple):
 
 
 @fill_doc
-class TunedClassifier(LogitsMixin, SkclipBase):
+class TunedClassifier(LogitsMixin, SkclipBase, ABC):
     """Base of the classifiers that train a few tensors of CLIP, or beside it, by gradient.
 
     A method says where training starts (`_start`), how its tensors change the features of the classes (`_text`) and of
@@ -150,19 +151,19 @@ class TunedClassifier(LogitsMixin, SkclipBase):
 
     # ------------------------------------------------------------------ what a method defines
 
+    @abstractmethod
     def _start(self, setting: Setting) -> Tensors:
         """Where training starts: tensors by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _text(self, learned: Tensors, setting: Setting) -> torch.Tensor:
         """Projections of the classes, (K, d)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _image(
         self, learned: Tensors, setting: Setting, inputs: torch.Tensor, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Projections of pictures, (b, d); `generator` where it is for training."""
-        raise NotImplementedError
 
     def _scores(self, step: Step) -> torch.Tensor:
         """Logits of a batch, (b, K)."""
@@ -172,8 +173,9 @@ class TunedClassifier(LogitsMixin, SkclipBase):
         """What is summed to the loss, by name, each with its weight in it."""
         return {"cross_entropy": label_loss}
 
+    @abstractmethod
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
-        raise NotImplementedError
+        """How to train with so many pictures."""
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
         """Fill ``setting.constants`` before training begins."""
@@ -298,11 +300,13 @@ class TunedClassifier(LogitsMixin, SkclipBase):
 
         return validate
 
+    @abstractmethod
     def _examples(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Examples:
-        raise NotImplementedError
+        """Check what `fit` is given, and set ``classes_``."""
 
+    @abstractmethod
     def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
-        raise NotImplementedError
+        """What the training loop reads of the pictures; without views where it is not for training."""
 
     # ------------------------------------------------------------------ classes and model
 
@@ -420,7 +424,8 @@ class PromptClassifier(TunedClassifier):
             )
         text = setting.constants["zero_shot"] = setting.class_text("a photo of a {}.")
         known = ClassText(text.cpu().numpy(), setting.logit_scale, None)
-        warn_if_guessing(_Plain(examples.X[:, 0], examples.codes, 1), known, stacklevel=6)
+        plain = Training(examples.X[:, 0], examples.codes, None, 1, np.arange(len(examples.codes)))
+        warn_if_guessing(plain, known, stacklevel=6)
 
     def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
         import torch
@@ -579,14 +584,6 @@ class TowerClassifier(TunedClassifier):
         return tags
 
 
-class _Plain(NamedTuple):
-    """As much of a training set as `warn_if_guessing` reads."""
-
-    X: NDArray
-    codes: NDArray
-    n_views: int
-
-
 def sgd_recipe(estimator: Any, max_iter: int) -> Recipe:
     """Momentum and a cosine by epochs after one epoch of warm-up, with which CoOp and its successors train."""
     from skclip.tuning._engine import Recipe
@@ -652,7 +649,7 @@ def _digest(state: dict[str, NDArray], weights: str) -> str:
     digest = hashlib.blake2b(weights.encode(), digest_size=16)
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value))
+        digest.update(np.ascontiguousarray(value).data)
     return digest.hexdigest()
 
 
@@ -661,7 +658,7 @@ def _hash(values: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(values, np.ndarray) and values.dtype.kind != "O":
         digest.update(f"{values.dtype} {values.shape}".encode())
-        digest.update(np.ascontiguousarray(values))
+        digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
     for value in values:
         digest.update(_named(value))

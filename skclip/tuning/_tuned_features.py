@@ -24,7 +24,7 @@ class TunedCLIPFeatures(TransformerMixin, SkclipBase):
 
     Parameters
     ----------
-    classifier : classifier with ``encode_image``
+    classifier : classifier with ``encode_image``, required
         Such as `CLIPLoRAClassifier` or `MaPLeClassifier`. It is cloned and fitted by `fit`; wrapped in
         `FrozenEstimator` it stays as it is.
 
@@ -55,7 +55,7 @@ class TunedCLIPFeatures(TransformerMixin, SkclipBase):
     _reads_pictures = True
     _parameter_constraints: dict[str, list[Any]] = {"classifier": [HasMethods(["fit", "predict"])]}
 
-    def __init__(self, classifier: Any) -> None:
+    def __init__(self, classifier: Any = None) -> None:
         self.classifier = classifier
 
     def fit(self, X: Any = None, y: ArrayLike | None = None) -> Self:
