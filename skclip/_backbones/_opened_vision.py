@@ -158,7 +158,7 @@ class VisionTower:
             moments.append(torch.stack([mean, variance.sqrt()], dim=1))
         return _pool(visual, states[-1]), torch.stack(moments, dim=1)
 
-    def head_contributions(self, pictures: Tensor) -> Contributions:
+    def head_contributions(self, pictures: Tensor, *, weights: Mapping[str, Tensor] | None = None) -> Contributions:
         """What each head, each MLP and the input add to the raw embedding of each picture.
 
         Exact: the last norm is linear once the mean and deviation that it divides by are those of the picture
@@ -167,13 +167,15 @@ class VisionTower:
         Parameters
         ----------
         pictures : tensor of shape (B, 3, H, W)
+        weights : mapping of str to tensor, optional
+            What stands in for the parameters of these full names.
         """
         what = "contributions of heads"
         self._blocks(what)
         visual: Any = self._opened.module.visual
         if visual.attn_pool is not None:
             raise self._error(what, "pools its tokens by attention")
-        return _contributions(visual, pictures)
+        return self._opened.run(lambda module: _contributions(module.visual, pictures), weights)
 
     def _blocks(self, what: str, alternative: str = "") -> Any:
         if self._trouble is not None:
