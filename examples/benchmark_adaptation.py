@@ -229,14 +229,35 @@ def text_of(names: dict[Any, str]) -> ZeroShotClassifier:
     return ZeroShotClassifier(MODEL, class_names=names, templates=TEMPLATE)
 
 
+def described(shots: int, task: Task) -> dict[str, Any]:
+    return {"descriptions": task.descriptions}
+
+
+# Weights of losses, numbers of vectors and of layers are the papers' unless said otherwise; the learning rates that
+# suit large towers are too small for this one.
+TEXT = {"max_iter": 50, "batch_size": 32, "learning_rate": 0.02}
+TOWERS = {"max_iter": 10, "batch_size": 16, "learning_rate": 0.02, "augmentation": None}
+WEIGHTS = {"max_iter": 10, "learning_rate": 0.01, "augmentation": None}
 METHODS: dict[str, Method] = {
     ZERO_SHOT: Method("features", lambda names, *_: text_of(names)),
     "linear probe": Method("features", lambda *_: LinearProbeClassifier(), scenarios=("sketch", "digits", "style")),
     "GDA": Method("features", lambda names, *_: GDAClassifier(text_of(names), alpha="cv"), scenarios=tuple(TASKS)[:5]),
     "class means": Method("features", lambda *_: NearestCentroid(), scenarios=("sessions",)),
-    "CoOp": tuned(
-        "CoOpClassifier", "features", "linear probe", ctx_init="a photo of a", learning_rate=0.02, max_iter=50
+    "CoOp": tuned("CoOpClassifier", "features", "linear probe", ctx_init="a photo of a", **TEXT),
+    "CoCoOp": tuned("CoCoOpClassifier", "features", "CoOp", max_iter=20, batch_size=16, learning_rate=0.02),
+    "KgCoOp": tuned("KgCoOpClassifier", "features", "CoOp", **TEXT),
+    "ProGrad": tuned("ProGradClassifier", "features", "CoOp", n_ctx=4, **TEXT),
+    "MoCoOp": tuned("MoCoOpClassifier", "features", "CoOp", max_iter=30, learning_rate=0.1),
+    "BiomedCoOp": tuned(
+        "BiomedCoOpClassifier", "features", "CoOp", described, sccm_weight=20.0, kdsp_weight=10.0, **TEXT
     ),
+    "IVLP": tuned("IVLPClassifier", "pictures", "CoOp", **TOWERS),
+    "MaPLe": tuned("MaPLeClassifier", "pictures", "CoOp", **{**TOWERS, "batch_size": 4}),
+    "PromptSRC": tuned(
+        "PromptSRCClassifier", "pictures", "IVLP", n_ctx=2, n_visual_ctx=2, templates=TEMPLATE, **TOWERS
+    ),
+    "fine-tuning": tuned("CLIPFineTuneClassifier", "pictures", "linear probe", **{**WEIGHTS, "learning_rate": 1e-4}),
+    "CLIP-LoRA": tuned("CLIPLoRAClassifier", "pictures", "CoOp", **WEIGHTS),
 }
 
 
