@@ -15,6 +15,7 @@ from skclip.features._dense_features import DenseCLIPFeatures
 from skclip.features._devices import DeviceError
 from skclip.features._extract import extract
 from skclip.features._extraction import UnreadablePictureWarning, WorkerStoreWarning
+from skclip.features._layer_statistics import CLIPLayerStatistics
 from skclip.features._outputs import (
     Extraction,
     OutputError,
@@ -30,6 +31,7 @@ __all__ = [
     "BackboneError",
     "BatchEncoder",
     "CLIPFeatures",
+    "CLIPLayerStatistics",
     "CLIPTextFeatures",
     "CompileWarning",
     "DenseCLIPFeatures",
