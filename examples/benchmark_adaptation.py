@@ -213,7 +213,12 @@ class Method:
 
 
 def tuned(
-    name: str, kind: str, rival: str, settings: Callable[[int, Task], dict[str, Any]] | None = None, **fixed: Any
+    name: str,
+    kind: str,
+    rival: str,
+    settings: Callable[[int, Task], dict[str, Any]] | None = None,
+    scenarios: tuple[str, ...] = tuple(TASKS),
+    **fixed: Any,
 ) -> Method:
     """A method of ``skclip.tuning``; `settings` are those that depend on the shots or the task."""
 
@@ -222,7 +227,7 @@ def tuned(
         cls = getattr(tuning, name)
         return cls(MODEL, class_names=names, random_state=seed, **{**fixed, **more})
 
-    return Method(kind, make, rival)
+    return Method(kind, make, rival, scenarios)
 
 
 def text_of(names: dict[Any, str]) -> ZeroShotClassifier:
@@ -236,6 +241,8 @@ def described(shots: int, task: Task) -> dict[str, Any]:
 # Weights of losses, numbers of vectors and of layers are the papers' unless said otherwise; the learning rates that
 # suit large towers are too small for this one.
 TEXT = {"max_iter": 50, "batch_size": 32, "learning_rate": 0.02}
+TOKENS = {"augmentation": None}
+WEIGHTS = {"template": TEMPLATE, "max_iter": 20, "batch_size": 32, "augmentation": None}
 TOWERS = {"max_iter": 10, "batch_size": 16, "learning_rate": 0.02, "augmentation": None}
 WEIGHTS = {"max_iter": 10, "learning_rate": 0.01, "augmentation": None}
 METHODS: dict[str, Method] = {
