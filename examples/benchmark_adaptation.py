@@ -241,8 +241,6 @@ def described(shots: int, task: Task) -> dict[str, Any]:
 # Weights of losses, numbers of vectors and of layers are the papers' unless said otherwise; the learning rates that
 # suit large towers are too small for this one.
 TEXT = {"max_iter": 50, "batch_size": 32, "learning_rate": 0.02}
-TOKENS = {"augmentation": None}
-WEIGHTS = {"template": TEMPLATE, "max_iter": 20, "batch_size": 32, "augmentation": None}
 TOWERS = {"max_iter": 10, "batch_size": 16, "learning_rate": 0.02, "augmentation": None}
 WEIGHTS = {"max_iter": 10, "learning_rate": 0.01, "augmentation": None}
 METHODS: dict[str, Method] = {
