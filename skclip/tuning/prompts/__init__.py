@@ -3,6 +3,8 @@
 from skclip.tuning.prompts._biomedcoop import BiomedCoOpClassifier
 from skclip.tuning.prompts._cocoop import CoCoOpClassifier
 from skclip.tuning.prompts._coop import CoOpClassifier
+from skclip.tuning.prompts._cpe_clip import CPECLIPClassifier
+from skclip.tuning.prompts._gopro import GOProClassifier
 from skclip.tuning.prompts._ivlp import IVLPClassifier
 from skclip.tuning.prompts._kgcoop import KgCoOpClassifier
 from skclip.tuning.prompts._maple import MaPLeClassifier
@@ -12,8 +14,10 @@ from skclip.tuning.prompts._promptsrc import PromptSRCClassifier
 
 __all__ = [
     "BiomedCoOpClassifier",
+    "CPECLIPClassifier",
     "CoCoOpClassifier",
     "CoOpClassifier",
+    "GOProClassifier",
     "IVLPClassifier",
     "KgCoOpClassifier",
     "MaPLeClassifier",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from numbers import Integral
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from skclip.tuning._setting import Setting, Step
 from skclip.tuning._tuned import PromptClassifier, sgd_recipe
 from skclip.tuning.prompts._context import SharedContext
 from skclip.tuning.prompts._coop import CONTEXT_CONSTRAINTS, context_layout
-from skclip.utils._arrays import check_features, first_view, row_batches, unit_rows
+from skclip.utils._arrays import check_features, first_view, row_batches
 from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames
 from skclip.utils._params import Interval
@@ -158,41 +159,25 @@ class CoCoOpClassifier(SharedContext, PromptClassifier):
 
         %(logits)s
         """
-        import torch
-
-        check_is_fitted(self)
-        rows = unit_rows(first_view(*check_features(self, X)))
-        setting = self._restored()
-        learned = self._tensors(setting)
-        with torch.inference_mode():
-            image = torch.tensor(rows, dtype=torch.float32, device=setting.device)
-            return self._cosines(image, learned, setting).cpu().numpy().astype(rows.dtype, copy=False)
+        return logits_per_picture(self, X)
 
     def _start(self, setting: Setting) -> Tensors:
         width = setting.text.dim
         n_hidden = max(1, width // 16)
         return {
             **super()._start(setting),
-            **_linear("meta.1", width, n_hidden, setting.generator),
-            **_linear("meta.2", n_hidden, setting.text.width, setting.generator),
+            **start_of_linear("meta.1", width, n_hidden, setting.generator),
+            **start_of_linear("meta.2", n_hidden, setting.text.width, setting.generator),
         }
 
     def _scores(self, step: Step) -> torch.Tensor:
         return self._cosines(step.image, step.learned, step.setting)
 
     def _cosines(self, image: torch.Tensor, learned: Tensors, setting: Setting) -> torch.Tensor:
-        """Logits (b, K) of unit rows (b, d), as many at once as memory allows."""
         import torch
-        from torch.nn.functional import normalize
 
-        layout = context_layout(self, setting)
-        moved = learned["ctx"] + shifts(image, learned)[:, None]
-        n_tokens = 1 + len(learned["ctx"]) + int(layout.lengths.sum())
-        logits = [
-            (normalize(setting.text(layout(moved[part])).float(), dim=-1) @ image[part, :, None])[..., 0]
-            for part in row_batches(len(image), 4 * _NUMBERS_PER_TOKEN * n_tokens * setting.text.width)
-        ]
-        return setting.logit_scale * torch.cat(logits)
+        texts = text_per_picture(self, shifts(image, learned), learned, setting)
+        return setting.logit_scale * torch.cat([(text @ image[part, :, None])[..., 0] for part, text in texts])
 
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
         return sgd_recipe(self, self.max_iter)
@@ -206,11 +191,47 @@ def shifts(image: torch.Tensor, learned: Tensors) -> torch.Tensor:
     return linear(hidden, learned["meta.2.weight"], learned["meta.2.bias"])
 
 
-def _linear(name: str, n_in: int, n_out: int, generator: torch.Generator) -> Tensors:
-    """Weights and bias to begin with, uniform within ``1 / sqrt(n_in)``."""
+def text_per_picture(
+    estimator: Any, shift: torch.Tensor, learned: Tensors, setting: Setting
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Class text of pictures whose vectors are moved by rows of `shift`, (n, w), as many at once as memory allows.
+
+    Yields
+    ------
+    part : slice
+        Of the pictures.
+    text : tensor of shape (m, K, d)
+        Unit rows.
+    """
+    from torch.nn.functional import normalize
+
+    layout = context_layout(estimator, setting)
+    moved = learned["ctx"] + shift[:, None]
+    n_tokens = 1 + len(learned["ctx"]) + int(layout.lengths.sum())
+    for part in row_batches(len(shift), 4 * _NUMBERS_PER_TOKEN * n_tokens * setting.text.width):
+        yield part, normalize(setting.text(layout(moved[part])).float(), dim=-1)
+
+
+def logits_per_picture(estimator: Any, X: Any) -> NDArray:
+    """`logits` of a method whose ``_cosines`` gives logits (n, K) of what ``_rows`` makes of X."""
     import torch
 
-    shapes = {"weight": (n_out, n_in), "bias": (n_out,)}
+    check_is_fitted(estimator)
+    rows = estimator._rows(first_view(*check_features(estimator, X)))
+    setting = estimator._restored()
+    learned = estimator._tensors(setting)
+    with torch.inference_mode():
+        inputs = torch.tensor(rows, dtype=torch.float32, device=setting.device)
+        return estimator._cosines(inputs, learned, setting).cpu().numpy().astype(rows.dtype, copy=False)
+
+
+def start_of_linear(
+    name: str, n_in: int, n_out: int, generator: torch.Generator, *, stack: tuple[int, ...] = ()
+) -> Tensors:
+    """Weights and bias to begin with, uniform within ``1 / sqrt(n_in)``; of several such maps with `stack`."""
+    import torch
+
+    shapes = {"weight": (*stack, n_out, n_in), "bias": (*stack, n_out)}
     return {
         f"{name}.{kind}": (2.0 * torch.rand(shape, generator=generator) - 1.0) / math.sqrt(n_in)
         for kind, shape in shapes.items()
