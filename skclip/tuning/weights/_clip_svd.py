@@ -115,8 +115,7 @@ class CLIPSVDClassifier(WeightClassifier):
     >>> from skclip.tuning import CLIPSVDClassifier
     >>> world = make_picture_world(32, shapes=["circle", "star"], colors=["red", "blue"], styles=["sketch"])
     >>> clf = CLIPSVDClassifier("skclip-tiny", max_iter=2, learning_rate=0.01, random_state=0)
-    >>> y = world.target_names[world.target]
-    >>> clf.fit(world.images, y).predict_proba(world.images[:2]).shape
+    >>> clf.fit(world.images, world.target).predict_proba(world.images[:2]).shape
     (2, 4)
     >>> before, after = clf.singular_values_["visual.transformer.resblocks.0.attn.q"]
     >>> before.shape
