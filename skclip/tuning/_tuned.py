@@ -177,6 +177,10 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
         """How to train with so many pictures."""
 
+    def _before(self) -> dict[str, NDArray] | None:
+        """What was learned before and training goes on from; None is to begin with `_start`."""
+        return self.state_delta_ if self.warm_start and hasattr(self, "state_delta_") else None
+
     def _prepare(self, setting: Setting, examples: Examples) -> None:
         """Fill ``setting.constants`` before training begins."""
 
@@ -193,7 +197,7 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
         check_parameters(self)
         self._check_checkpoint()
         processes = join_processes(resolve_device(self.device), self.distributed)
-        before = self.state_delta_ if self.warm_start and hasattr(self, "state_delta_") else None
+        before = self._before()
         examples = self._examples(X, y, sample_weight)
         classes, names = self.classes_, self._names(self.classes_)
         setting = self._setting(classes, names, str(processes.device))
@@ -269,7 +273,7 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
             gradients=self._gradients,
             validate=validate,
             checkpoint=self.checkpoint,
-            fingerprint={} if self.checkpoint is None else self._fingerprint(setting, examples),
+            fingerprint={} if self.checkpoint is None else self._fingerprint(setting, examples, before),
             distributed=self.distributed,
             verbose=self.verbose,
             name=type(self).__name__,
@@ -349,13 +353,14 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
                 f"the one that was begun; got random_state={self.random_state!r}."
             )
 
-    def _fingerprint(self, setting: Setting, examples: Examples) -> dict[str, str]:
+    def _fingerprint(self, setting: Setting, examples: Examples, before: dict[str, NDArray] | None) -> dict[str, str]:
         """What a run depends on, so that a checkpoint is not taken up by another."""
         params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_OF_THE_RUN}
         return {
             "estimator": type(self).__name__,
             **{name: repr(value) for name, value in sorted(params.items())},
             "weights": setting.backbone.digest,
+            "start": "None" if before is None else _digest(before, ""),
             "classes": repr(setting.classes.tolist()),
             "names": repr(setting.names),
             "y": _hash(examples.codes),
@@ -638,8 +643,8 @@ def _continued(before: dict[str, NDArray], start: Tensors) -> Tensors:
     shapes, wanted = ({name: tuple(value.shape) for name, value in given.items()} for given in (before, start))
     if shapes != wanted:
         raise ValueError(
-            f"warm_start=True goes on from tensors of shapes {shapes}, but the parameters now ask for {wanted}. Fit a "
-            "clone, or set the parameters back."
+            f"warm_start=True and partial_fit go on from tensors of shapes {shapes}, but the parameters now ask for "
+            f"{wanted}. Fit a clone, or set the parameters back."
         )
     return {name: torch.tensor(value) for name, value in before.items()}
 

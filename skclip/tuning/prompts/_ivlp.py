@@ -188,7 +188,9 @@ class IVLPClassifier(TowerClassifier):
         self.visual_ctx_ = state.get("visual_ctx")
 
 
-def depth_of(estimator: Any, setting: Setting, *, text: bool = True, vision: bool = True) -> int:
+def depth_of(
+    estimator: Any, setting: Setting, *, text: bool = True, vision: bool = True, published: int = _PUBLISHED_DEPTH
+) -> int:
     """Layers with learned tokens; a number that was asked for must fit the towers that have some."""
     blocks = {}
     if text:
@@ -197,7 +199,7 @@ def depth_of(estimator: Any, setting: Setting, *, text: bool = True, vision: boo
         blocks["image"] = setting.vision.n_layers
     tower, most = min(blocks.items(), key=lambda item: item[1])
     if estimator.depth is None:
-        return min(_PUBLISHED_DEPTH, most)
+        return min(published, most)
     if estimator.depth > most:
         raise ValueError(
             f"depth={estimator.depth} is more than the {most} blocks of the {tower} tower of "
