@@ -7,6 +7,7 @@ from skclip.tuning.prompts import (
     BiomedCoOpClassifier,
     CoCoOpClassifier,
     CoOpClassifier,
+    GOProClassifier,
     IVLPClassifier,
     KgCoOpClassifier,
     MaPLeClassifier,
@@ -14,21 +15,24 @@ from skclip.tuning.prompts import (
     ProGradClassifier,
     PromptSRCClassifier,
 )
-from skclip.tuning.weights import CLIPFineTuneClassifier, CLIPLoRAClassifier
+from skclip.tuning.weights import CLIPFineTuneClassifier, CLIPLoRAClassifier, CLIPSVDClassifier, TextSpan
 
 __all__ = [
     "BiomedCoOpClassifier",
     "CLIPFineTuneClassifier",
     "CLIPLoRAClassifier",
+    "CLIPSVDClassifier",
     "CheckpointError",
     "CoCoOpClassifier",
     "CoOpClassifier",
+    "GOProClassifier",
     "IVLPClassifier",
     "KgCoOpClassifier",
     "MaPLeClassifier",
     "MoCoOpClassifier",
     "ProGradClassifier",
     "PromptSRCClassifier",
+    "TextSpan",
     "TimmClassifier",
     "TunedCLIPFeatures",
 ]
