@@ -101,7 +101,8 @@ class GOProClassifier(SharedContext, PromptClassifier):
     -----
     With mean mu_l and deviation sigma_l of the tokens behind block l of L, all vectors of a picture are moved by
     ``rho_0 + sum_l rho_l (A_l (mu_l + sigma_l) / 2 + a_l + B_l mu_l + b_l) / 2``: 2 L W w numbers, 9.4 million for a
-    ViT-B, are learned beside the vectors. ``text_features_`` are those of the vectors without a shift; predictions
+    ViT-B, are learned beside the vectors. (rho_0, which moves all units alike, is as published; text towers that begin
+    their blocks with a norm take it away.) ``text_features_`` are those of the vectors without a shift; predictions
     never read them.
 
     View 0 of X is the plain picture, the views of odd number are of one kind and those of even number of another
