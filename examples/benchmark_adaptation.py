@@ -19,7 +19,8 @@ Scenarios. The model was trained on pictures in the style "photo" with little no
   colour alone tells them apart; then the 24 pairs of three other combinations, by their names. 8 of these 24 were not
   in the training of the model either. In coarse noisy pixels there is much to lose on new pairs, in outlines much to
   gain.
-- style: 16 pictures per class of the 8 shapes under strong noise; then the same shapes in styles not learned from.
+- style: 16 pictures per class of the 8 shapes under strong noise; then the same shapes in styles not learned from. What
+  learns without labels is given all 400 pictures.
 - sessions: 8 pairs, then four times 5 more, 5 pictures of each, under strong noise; only the pictures of the session
   are there to learn from, and all pairs so far are to be told apart. What cannot learn in sessions by itself goes on
   from where it was (``warm_start``).
@@ -27,7 +28,7 @@ Scenarios. The model was trained on pictures in the style "photo" with little no
 Protocol. A seed draws the training pictures and is the method's ``random_state``; the test pictures are the same for
 all and are used for the figures alone. The settings in `METHODS` were chosen on other pictures for training and
 testing, which ``--develop`` draws. Pictures are not augmented, for any method. Methods that read features are given
-them ready: their seconds are of fitting alone. Two cores take 25 minutes with ``--jobs 2``.
+them ready: their seconds are of fitting alone.
 """
 
 from __future__ import annotations
@@ -53,11 +54,13 @@ import sklearn
 import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import Pipeline, make_pipeline
 
 import skclip
 from skclip import CLIPFeatures, GDAClassifier, LinearProbeClassifier, ZeroShotClassifier, tuning
 from skclip.datasets import corrupt_images, few_shot_split, load_digit_pictures, make_picture_world
 from skclip.datasets._scenes import COLORS, SHAPES
+from skclip.features import CLIPLayerStatistics
 
 MODEL = "skclip-tiny"
 TEMPLATE = "a photo of a {}."
@@ -204,12 +207,15 @@ class Method:
         The method that its paper sets out to better.
     scenarios : tuple of str
         Those it can take part in.
+    unlabelled : bool
+        Whether it is given all pictures to draw from, and no label.
     """
 
     kind: str
     make: Callable[[dict[Any, str], int, int, Task], Any]
     rival: str = ""
     scenarios: tuple[str, ...] = tuple(TASKS)
+    unlabelled: bool = False
 
 
 def tuned(
@@ -232,6 +238,31 @@ def tuned(
 
 def text_of(names: dict[Any, str]) -> ZeroShotClassifier:
     return ZeroShotClassifier(MODEL, class_names=names, templates=TEMPLATE)
+
+
+def gopro(names: dict[Any, str], seed: int, shots: int, task: Task) -> Any:
+    clf = tuning.GOProClassifier(
+        MODEL, class_names=names, max_iter=10, batch_size=16, learning_rate=0.02, random_state=seed
+    )
+    return make_pipeline(CLIPLayerStatistics(MODEL, n_views=3, random_state=seed, store=None), clf)
+
+
+def nola(teacher: str | None) -> Callable[[dict[Any, str], int, int, Task], Any]:
+    """NoLA whose second encoder is another bundled model, or the model itself."""
+
+    def make(names: dict[Any, str], seed: int, shots: int, task: Task) -> Any:
+        return tuning.NoLAClassifier(
+            MODEL,
+            zero_shot=text_of(names),
+            teacher=None if teacher is None else CLIPFeatures(teacher),
+            n_tokens=4,
+            max_iter=8,
+            batch_size=64,
+            augmentation=None,
+            random_state=seed,
+        )
+
+    return make
 
 
 def described(shots: int, task: Task) -> dict[str, Any]:
@@ -257,12 +288,24 @@ METHODS: dict[str, Method] = {
         "BiomedCoOpClassifier", "features", "CoOp", described, sccm_weight=20.0, kdsp_weight=10.0, **TEXT
     ),
     "IVLP": tuned("IVLPClassifier", "pictures", "CoOp", **TOWERS),
-    "MaPLe": tuned("MaPLeClassifier", "pictures", "CoOp", **{**TOWERS, "batch_size": 4}),
+    "MaPLe": tuned("MaPLeClassifier", "pictures", "CoOp", augmentation=None),
     "PromptSRC": tuned(
         "PromptSRCClassifier", "pictures", "IVLP", n_ctx=2, n_visual_ctx=2, templates=TEMPLATE, **TOWERS
     ),
     "fine-tuning": tuned("CLIPFineTuneClassifier", "pictures", "linear probe", **{**WEIGHTS, "learning_rate": 1e-4}),
     "CLIP-LoRA": tuned("CLIPLoRAClassifier", "pictures", "CoOp", **WEIGHTS),
+    "CLIP-SVD": tuned(
+        "CLIPSVDClassifier", "pictures", "fine-tuning", **{**WEIGHTS, "learning_rate": 0.005, "weight_decay": 0.0}
+    ),
+    "GOPro": Method("pictures", gopro, "CoOp", ("style",)),
+    "NoLA (own features)": Method("pictures", nola(None), ZERO_SHOT, ("style",), unlabelled=True),
+    "NoLA (skclip-tiny-rn)": Method("pictures", nola("skclip-tiny-rn"), ZERO_SHOT, ("style",), unlabelled=True),
+    "CPE-CLIP": Method(
+        "pictures",
+        lambda names, seed, *_: tuning.CPECLIPClassifier(MODEL, random_state=seed),
+        "fine-tuning",
+        ("sessions",),
+    ),
 }
 
 
@@ -281,7 +324,7 @@ def measure(scenario: str, method: str, seed: int, shots: int, seeds: tuple[int,
 def fit(method: Method, task: Task, train: Pictures, names: dict[Any, str], seed: int, shots: int) -> tuple[Any, float]:
     estimator = method.make(names, seed, shots, task)
     began = time.perf_counter()
-    estimator.fit(train.read_by(method.kind), train.labels)
+    estimator.fit(train.read_by(method.kind), None if method.unlabelled else train.labels)
     return estimator, time.perf_counter() - began
 
 
@@ -293,6 +336,8 @@ def n_learned(estimator: Any) -> int:
     """Numbers that were learned."""
     if isinstance(estimator, ZeroShotClassifier):
         return 0
+    if isinstance(estimator, Pipeline):
+        estimator = estimator[-1]
     state = getattr(estimator, "state_delta_", None)
     if state is not None:
         return sum(value.size for value in state.values())
@@ -315,7 +360,8 @@ def base_to_new(method: Method, task: Task, seed: int, shots: int) -> dict[str, 
 
 
 def style_shift(method: Method, task: Task, seed: int, shots: int) -> dict[str, Any]:
-    estimator, seconds = fit(method, task, task.pool.draw(shots, seed), task.names, seed, shots)
+    train = task.pool if method.unlabelled else task.pool.draw(shots, seed)
+    estimator, seconds = fit(method, task, train, task.names, seed, shots)
     figures = {name: accuracy(estimator, method.kind, test) for name, test in task.tests.items()}
     figures["other styles"] = float(np.mean([value for name, value in figures.items() if name != "photo"]))
     return _record(estimator, seconds, figures)
@@ -351,7 +397,7 @@ def learn_session(
     if isinstance(estimator, ZeroShotClassifier):
         return estimator, text_of(names_of(seen)).fit()
     if hasattr(estimator, "partial_fit"):
-        estimator.partial_fit(X, new.labels, class_names=names)
+        estimator.partial_fit(X, new.labels)
         return estimator, estimator
     estimator.set_params(class_names=names, warm_start=True).fit(X, new.labels)
     return estimator, estimator.with_classes(names_of(seen))

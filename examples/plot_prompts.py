@@ -2,7 +2,7 @@
 Learning the words around the class names
 =========================================
 
-The bundled model was trained on clean pictures; these are outlines, and the names of the classes fit them badly. Sixteen
+The bundled model was trained on clean pictures; these are outlines, and the names of the classes fit them badly. 16
 labelled pictures per class teach vectors that stand where "a photo of a" stood. Will they also serve for classes that
 were not among them?
 """

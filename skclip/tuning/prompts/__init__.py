@@ -9,6 +9,7 @@ from skclip.tuning.prompts._ivlp import IVLPClassifier
 from skclip.tuning.prompts._kgcoop import KgCoOpClassifier
 from skclip.tuning.prompts._maple import MaPLeClassifier
 from skclip.tuning.prompts._mocoop import MoCoOpClassifier
+from skclip.tuning.prompts._nola import NoLAClassifier
 from skclip.tuning.prompts._prograd import ProGradClassifier
 from skclip.tuning.prompts._promptsrc import PromptSRCClassifier
 
@@ -22,6 +23,7 @@ __all__ = [
     "KgCoOpClassifier",
     "MaPLeClassifier",
     "MoCoOpClassifier",
+    "NoLAClassifier",
     "ProGradClassifier",
     "PromptSRCClassifier",
 ]
