@@ -295,7 +295,12 @@ METHODS: dict[str, Method] = {
     "fine-tuning": tuned("CLIPFineTuneClassifier", "pictures", "linear probe", **{**WEIGHTS, "learning_rate": 1e-4}),
     "CLIP-LoRA": tuned("CLIPLoRAClassifier", "pictures", "CoOp", **WEIGHTS),
     "CLIP-SVD": tuned(
-        "CLIPSVDClassifier", "pictures", "fine-tuning", **{**WEIGHTS, "learning_rate": 0.005, "weight_decay": 0.0}
+        "CLIPSVDClassifier",
+        "pictures",
+        "fine-tuning",
+        encoder="vision",
+        targets=("q", "k", "v", "o"),
+        **{**WEIGHTS, "max_iter": 20, "learning_rate": 0.05, "weight_decay": 0.0},
     ),
     "GOPro": Method("pictures", gopro, "CoOp", ("style",)),
     "NoLA (own features)": Method("pictures", nola(None), ZERO_SHOT, ("style",), unlabelled=True),

@@ -51,6 +51,7 @@ OWN_CHECKS = {
     "RelativeMahalanobisDetector": "is 0 everywhere without labels, which scikit-learn gives no detector; its own "
     "tests run the checks with labels",
     "RobustnessLine": "takes one accuracy per model, between 0 and 1",
+    "TextSpan": "learns from rows and the features of texts, of the same width",
     "ZeroShotClassifier": "knows its classes from the parameters and takes features of one width",
 }
 
@@ -74,6 +75,9 @@ CHECKED_AS: dict[str, dict[str, object]] = {
             "ViMDetector",
         )
     },
+    # enough epochs for what is asked of them
+    "CLAPClassifier": {"max_iter": 60},
+    "CLIPAdapterClassifier": {"max_iter": 60},
     "KNNDetector": {"n_neighbors": 2},
     "NNGuideDetector": {"classifier": NearestMeanClassifier(), "n_neighbors": 2},
     "OutlierView": {"estimator": KernelDensity()},
