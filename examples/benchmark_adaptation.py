@@ -240,11 +240,14 @@ def text_of(names: dict[Any, str]) -> ZeroShotClassifier:
     return ZeroShotClassifier(MODEL, class_names=names, templates=TEMPLATE)
 
 
-def gopro(names: dict[Any, str], seed: int, shots: int, task: Task) -> Any:
-    clf = tuning.GOProClassifier(
-        MODEL, class_names=names, max_iter=10, batch_size=16, learning_rate=0.02, random_state=seed
-    )
-    return make_pipeline(CLIPLayerStatistics(MODEL, n_views=3, random_state=seed, store=None), clf)
+def gopro(**settings: Any) -> Callable[[dict[Any, str], int, int, Task], Any]:
+    def make(names: dict[Any, str], seed: int, shots: int, task: Task) -> Any:
+        clf = tuning.GOProClassifier(
+            MODEL, class_names=names, max_iter=10, batch_size=16, random_state=seed, **settings
+        )
+        return make_pipeline(CLIPLayerStatistics(MODEL, n_views=3, random_state=seed, store=None), clf)
+
+    return make
 
 
 def nola(teacher: str | None) -> Callable[[dict[Any, str], int, int, Task], Any]:
@@ -302,7 +305,8 @@ METHODS: dict[str, Method] = {
         targets=("q", "k", "v", "o"),
         **{**WEIGHTS, "max_iter": 20, "learning_rate": 0.05, "weight_decay": 0.0},
     ),
-    "GOPro": Method("pictures", gopro, "CoOp", ("style",)),
+    "GOPro": Method("pictures", gopro(learning_rate=0.02), "CoOp", ("style",)),
+    "GOPro (prompts)": Method("pictures", gopro(ssl_affects="prompts"), "CoOp", ("style",)),
     "NoLA (own features)": Method("pictures", nola(None), ZERO_SHOT, ("style",), unlabelled=True),
     "NoLA (skclip-tiny-rn)": Method("pictures", nola("skclip-tiny-rn"), ZERO_SHOT, ("style",), unlabelled=True),
     "CPE-CLIP": Method(
