@@ -57,7 +57,8 @@ class CoOpClassifier(PromptClassifier):
     class_position : {"end", "middle", "front"}, default="end"
         Where the name stands: after the vectors, between their halves, or before them.
     max_iter : int, default=None
-        Epochs. None is the published number: 50 for 1 picture per class, 100 for up to 4, 200 for more.
+        Epochs. None is the published number: 50 for 1 picture per class, 100 for fewer than 8, 200 for more. (On
+        ImageNet it is 50 throughout.)
     learning_rate : float, default=0.002
         Of stochastic gradient descent; 1e-5 in the first epoch, then from this value to 0 along a cosine, by epochs.
     batch_size : int, default=32
