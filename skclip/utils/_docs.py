@@ -99,7 +99,7 @@ text_features_ : ndarray of shape (K, d), float32
 state_delta_ : dict of str to ndarray
     All that was learned, by name.
 logit_scale_ : float
-    Multiplier of the cosines: the model's own.
+    Multiplier of the cosines.
 loss_curve_ : list of float
     Mean loss of each epoch.
 loss_terms_ : dict of str to list of float

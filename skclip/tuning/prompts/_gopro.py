@@ -72,7 +72,7 @@ class GOProClassifier(SharedContext, PromptClassifier):
     learning_rate : float, default=0.002
         Of stochastic gradient descent; 1e-5 in the first epoch, then from this value to 0 along a cosine, by epochs.
     batch_size : int, default=4
-        Pictures per step.
+        Pictures per step; what is left over at the end of an epoch waits for the next.
     momentum, weight_decay : float, default=0.9, 5e-4
         Of stochastic gradient descent.
     %(tuning)s
@@ -121,7 +121,7 @@ class GOProClassifier(SharedContext, PromptClassifier):
     >>> from sklearn.pipeline import make_pipeline
     >>> from skclip.datasets import make_picture_world
     >>> from skclip.features import CLIPLayerStatistics
-    >>> from skclip.tuning.prompts import GOProClassifier
+    >>> from skclip.tuning import GOProClassifier
     >>> world = make_picture_world(24, shapes=["circle", "star"], colors=["red", "blue"], styles=["sketch"])
     >>> statistics = CLIPLayerStatistics("skclip-tiny", n_views=3, random_state=0)
     >>> clf = make_pipeline(statistics, GOProClassifier("skclip-tiny", batch_size=8, max_iter=2, random_state=0))

@@ -61,7 +61,7 @@ class CLIPSVDClassifier(WeightClassifier):
     positive : bool, default=False
         Whether the magnitude of a trained value counts. Else it may pass 0, and turns the direction that it writes.
     logit_scale : float, default=None
-        Multiplier of the cosines. None is the model's own; the published code has 100 for OpenAI's models.
+        Multiplier of the cosines. None is the model's own; the published code has 100, which is that of OpenAI's.
     steps_per_shot : int, default=200
         Steps of training per picture of a class; a class counts as having ``n / K`` pictures, rounded.
     max_iter : int, default=None
@@ -107,7 +107,8 @@ class CLIPSVDClassifier(WeightClassifier):
 
     References
     ----------
-    .. [1] "Singular Value Few-shot Adaptation of Vision-Language Models", 2025, arXiv:2509.03740.
+    .. [1] T. Koleilat, H. Rivaz and Y. Xiao, "Singular Value Few-shot Adaptation of Vision-Language Models", 2025,
+       arXiv:2509.03740.
 
     Examples
     --------

@@ -67,7 +67,7 @@ class TextSpan(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SkclipBase):
     --------
     >>> from skclip import CLIPFeatures, CLIPTextFeatures
     >>> from skclip.datasets import make_picture_world
-    >>> from skclip.tuning.weights import TextSpan
+    >>> from skclip.tuning import TextSpan
     >>> world = make_picture_world(64, shapes=["circle"], colors=["red", "blue"], styles=["sketch"])
     >>> texts = ["a red circle", "a star", "a heart"]
     >>> features = CLIPFeatures("skclip-tiny").fit_transform(world.images)
