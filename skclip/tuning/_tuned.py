@@ -200,7 +200,8 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
         before = self._before()
         examples = self._examples(X, y, sample_weight)
         classes, names = self.classes_, self._names(self.classes_)
-        setting = self._setting(classes, names, str(processes.device))
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        setting = self._setting(classes, names, str(processes.device), seed)
         # without a random_state each process has drawn its own
         setting.generator.set_state(processes.from_main(setting.generator.get_state()))
         trained = self._train(setting, examples, before)
@@ -321,11 +322,11 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
         """Name of each class, underscores read as spaces."""
         return names_of(self.class_names, classes, type(self).__name__)
 
-    def _setting(self, classes: NDArray, names: list[str], device: str) -> Setting:
+    def _setting(self, classes: NDArray, names: list[str], device: str, seed: int = 0) -> Setting:
+        """The model and these classes; what is fitted draws nothing, so that prediction leaves `random_state` alone."""
         import torch
 
         backbone = load_backbone(self._model_name(), device=device, precision="float32")
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         scale = getattr(self, "logit_scale", None)
         return Setting(
             backbone,

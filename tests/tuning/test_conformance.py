@@ -285,6 +285,16 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(name, fitted, tmp_path, 
         make(cls, max_iter=4, checkpoint=path, learning_rate=0.5).fit(X, y)
 
 
+@pytest.mark.parametrize("name", ["CoCoOpClassifier", "MaPLeClassifier"])
+def test_what_is_fitted_draws_no_random_numbers(name, fitted):
+    estimator, X, _ = fitted(getattr(tuning, name))
+    estimator = copy(estimator)
+    estimator.random_state, unused = np.random.RandomState(0), np.random.RandomState(0)
+    estimator.predict(X[:2])
+    estimator.with_classes(NEW_NAMES)
+    assert estimator.random_state.randint(2**31) == unused.randint(2**31)
+
+
 def test_a_loss_that_is_not_finite_names_the_step(fitted):
     _, X, y = fitted(tuning.CoOpClassifier)
     with pytest.raises(ValueError, match=r"(?s)step.*learning_rate"):
