@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import copy
 from numbers import Integral, Real
 from os import PathLike
@@ -29,7 +30,7 @@ from skclip.tuning._losses import cross_entropy
 from skclip.tuning._processes import join_processes
 from skclip.tuning._setting import Setting, Step, Term, cosine_scores
 from skclip.utils._arrays import check_features, check_weights, first_view, take_rows, unit_rows
-from skclip.utils._base import SkclipBase, forget_fit
+from skclip.utils._base import SkclipBase, forget_fit, unchanged_on_failure
 from skclip.utils._class_text import ClassText, warn_if_guessing
 from skclip.utils._classifier import LogitsMixin
 from skclip.utils._cosine import cosine_logits
@@ -194,6 +195,11 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
     # ------------------------------------------------------------------ fit
 
     def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
+        # a run that was interrupted goes on from where it began
+        with unchanged_on_failure(self) if self.warm_start else nullcontext():
+            return self._fit_anew(X, y, sample_weight)
+
+    def _fit_anew(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
         check_parameters(self)
         self._check_checkpoint()
         processes = join_processes(resolve_device(self.device), self.distributed)

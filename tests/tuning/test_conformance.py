@@ -20,7 +20,7 @@ from skclip import CLIPClassifier, CLIPFeatures, tuning
 from skclip._backbones import load_backbone
 from skclip.adapters import GDAClassifier
 from skclip.datasets import make_picture_world
-from skclip.tuning._tuned import PromptClassifier, TowerClassifier, TunedClassifier
+from skclip.tuning._tuned import PromptClassifier, TowerClassifier, TunedClassifier, label_loss
 from skclip.utils import all_estimators
 
 MODEL = "skclip-tiny"
@@ -346,6 +346,28 @@ def test_warm_start_goes_on(rows, world):
     assert not np.array_equal(again, cold)
     with pytest.raises(ValueError, match="warm_start"):
         estimator.set_params(n_ctx=3).fit(rows, world[1])
+
+
+def test_an_interrupted_warm_start_loses_nothing_and_goes_on(rows, world, tmp_path, monkeypatch):
+    params = {"warm_start": True, "max_iter": 4}
+    first = make(tuning.CoOpClassifier, **params).fit(rows, world[1])
+    again, whole = copy(first), copy(first).fit(rows, world[1])
+    again.checkpoint = tmp_path / "state"
+
+    def interrupted(self, setting):
+        def term(step):
+            if step.batch.epoch == 2:
+                raise KeyboardInterrupt
+            return label_loss(step)
+
+        return {"cross_entropy": term}
+
+    monkeypatch.setattr(tuning.CoOpClassifier, "_terms", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        again.fit(rows, world[1])
+    monkeypatch.undo()
+    np.testing.assert_array_equal(again.predict_proba(rows), first.predict_proba(rows))
+    np.testing.assert_array_equal(again.fit(rows, world[1]).ctx_, whole.ctx_)
 
 
 def test_early_stopping_keeps_the_best_epoch(rows, world):
