@@ -36,8 +36,27 @@ DEEP_CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
+class TokensOfBoth:
+    """Mixin: tokens of either tower on their own, as `n_ctx`, `n_visual_ctx`, `depth` and `ctx_init` ask for."""
+
+    def _start(self, setting: Setting) -> Tensors:
+        return start_of_both(self, setting)
+
+    def _text(self, learned: Tensors, setting: Setting) -> torch.Tensor:
+        return prompted_text(self, learned, setting)
+
+    def _image(
+        self, learned: Tensors, setting: Setting, inputs: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return prompted_image(learned.get("visual_ctx"), setting, inputs)
+
+    def _publish(self, state: dict[str, NDArray], setting: Setting) -> None:
+        publish_text(self, state)
+        self.visual_ctx_: Any = state.get("visual_ctx")
+
+
 @fill_doc
-class IVLPClassifier(TowerClassifier):
+class IVLPClassifier(TokensOfBoth, TowerClassifier):
     """Learn prompts at many layers of both towers from a few labelled pictures.
 
     Independent vision-language prompting: learned tokens stand before the words of the class text and behind the
@@ -169,23 +188,8 @@ class IVLPClassifier(TowerClassifier):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _start(self, setting: Setting) -> Tensors:
-        return start_of_both(self, setting)
-
-    def _text(self, learned: Tensors, setting: Setting) -> torch.Tensor:
-        return prompted_text(self, learned, setting)
-
-    def _image(
-        self, learned: Tensors, setting: Setting, inputs: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        return prompted_image(learned.get("visual_ctx"), setting, inputs)
-
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
         return sgd_recipe(self, self.max_iter)
-
-    def _publish(self, state: dict[str, NDArray], setting: Setting) -> None:
-        publish_text(self, state)
-        self.visual_ctx_ = state.get("visual_ctx")
 
 
 def depth_of(

@@ -9,20 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from skclip.templates._templates import Templates
 from skclip.tuning._losses import kl_divergence, mean_absolute
 from skclip.tuning._setting import Setting, Step, Term
 from skclip.tuning._tuned import Examples, TowerClassifier, label_loss, sgd_recipe
-from skclip.tuning.prompts._ivlp import (
-    DEEP_CONSTRAINTS,
-    prompted_image,
-    prompted_text,
-    publish_text,
-    start_of_both,
-    text_layout,
-)
+from skclip.tuning.prompts._ivlp import DEEP_CONSTRAINTS, TokensOfBoth, text_layout
 from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames
 from skclip.utils._params import Interval
@@ -36,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @fill_doc
-class PromptSRCClassifier(TowerClassifier):
+class PromptSRCClassifier(TokensOfBoth, TowerClassifier):
     """Learn prompts for both towers from a few labelled pictures, and stay near what the model says without them.
 
     The tokens are those of `IVLPClassifier`. Three terms tie what they make of class text, of pictures and of their
@@ -211,17 +203,6 @@ class PromptSRCClassifier(TowerClassifier):
         if self.text_weight or self.logit_weight:
             setting.constants["frozen_text"] = setting.class_text(self.templates)
 
-    def _start(self, setting: Setting) -> Tensors:
-        return start_of_both(self, setting)
-
-    def _text(self, learned: Tensors, setting: Setting) -> torch.Tensor:
-        return prompted_text(self, learned, setting)
-
-    def _image(
-        self, learned: Tensors, setting: Setting, inputs: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        return prompted_image(learned.get("visual_ctx"), setting, inputs)
-
     def _terms(self, setting: Setting) -> dict[str, Term]:
         ties: dict[str, tuple[float, Term]] = {
             "text": (self.text_weight, _text_tie),
@@ -239,10 +220,6 @@ class PromptSRCClassifier(TowerClassifier):
             return recipe
         center = 0.75 * self.max_iter if self.averaging_center is None else self.averaging_center
         return replace(recipe, averaging=Gaussian(center, self.averaging_width))
-
-    def _publish(self, state: dict[str, NDArray], setting: Setting) -> None:
-        publish_text(self, state)
-        self.visual_ctx_ = state.get("visual_ctx")
 
 
 def _text_tie(step: Step) -> torch.Tensor:
