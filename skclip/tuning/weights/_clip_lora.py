@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skclip.tuning._setting import Setting
-from skclip.tuning._weight_specs import LAYER_NAMES, Layers, LowRank
-from skclip.tuning.weights._weight_classifier import WEIGHT_CONSTRAINTS, WeightClassifier
+from skclip.tuning._weight_specs import Layers, LowRank
+from skclip.tuning.weights._weight_classifier import (
+    SHOTS_CONSTRAINTS,
+    WeightClassifier,
+    checked_targets,
+    recipe_by_shots,
+)
 from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames
-from skclip.utils._params import Interval, StrOptions
+from skclip.utils._params import Interval
 
 if TYPE_CHECKING:
     import torch
@@ -110,15 +115,10 @@ class CLIPLoRAClassifier(WeightClassifier):
     """
 
     _parameter_constraints: dict[str, list[Any]] = {
-        **WEIGHT_CONSTRAINTS,
+        **SHOTS_CONSTRAINTS,
         "r": [Interval(Integral, 1, None, closed="left")],
         "alpha": [Interval(Real, 0, None, closed="neither")],
-        "targets": [list, tuple],
-        "layers": [StrOptions(set(LAYER_NAMES)), list, tuple],
         "dropout": [Interval(Real, 0, 1, closed="left")],
-        "logit_scale": [Interval(Real, 0, None, closed="neither"), None],
-        "steps_per_shot": [Interval(Integral, 1, None, closed="left")],
-        "max_iter": [Interval(Integral, 0, None, closed="left"), None],
     }
 
     def __init__(
@@ -185,9 +185,8 @@ class CLIPLoRAClassifier(WeightClassifier):
         self.verbose = verbose
 
     def _spec(self, sides: Sequence[str]) -> LowRank:
-        if not self.targets or not set(self.targets) <= set(_TARGETS):
-            raise ValueError(f"targets={self.targets!r} must hold some of {', '.join(map(repr, _TARGETS))}.")
-        return LowRank(self.r, self.alpha, tuple(self.targets), self.layers, tuple(sides), self.dropout)
+        targets = checked_targets(self.targets, _TARGETS)
+        return LowRank(self.r, self.alpha, targets, self.layers, tuple(sides), self.dropout)
 
     def _in_place(
         self, learned: Tensors, setting: Setting, side: str, generator: torch.Generator | None = None
@@ -196,16 +195,4 @@ class CLIPLoRAClassifier(WeightClassifier):
         return super()._in_place(learned, setting, side, generator if self.dropout else None)
 
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
-        from skclip.tuning._engine import Recipe
-
-        shots = max(1, round(n_pictures / n_classes))
-        return Recipe(
-            max_iter=self.max_iter or 0,
-            n_steps=self.steps_per_shot * shots if self.max_iter is None else None,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            optimizer="adamw",
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
-        )
+        return recipe_by_shots(self, n_pictures, n_classes)

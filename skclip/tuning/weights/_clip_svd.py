@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,14 @@ from sklearn.utils.validation import check_is_fitted
 from skclip._backbones._matrices import KINDS, block_matrices
 from skclip.tuning._setting import Setting
 from skclip.tuning._tuned import Examples, TowerClassifier, check_pictures
-from skclip.tuning._weight_specs import LAYER_NAMES, Layers, SingularValues, layer_numbers, merge
+from skclip.tuning._weight_specs import Layers, SingularValues, layer_numbers, merge
 from skclip.tuning.weights._heads import HeadChange, HeadTexts, by_runs, by_weights, head_changes, texts_of_heads
-from skclip.tuning.weights._weight_classifier import WEIGHT_CONSTRAINTS, WeightClassifier
+from skclip.tuning.weights._weight_classifier import (
+    SHOTS_CONSTRAINTS,
+    WeightClassifier,
+    checked_targets,
+    recipe_by_shots,
+)
 from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames
 from skclip.utils._params import Interval, StrOptions
@@ -126,14 +131,9 @@ class CLIPSVDClassifier(WeightClassifier):
     """
 
     _parameter_constraints: dict[str, list[Any]] = {
-        **WEIGHT_CONSTRAINTS,
-        "targets": [list, tuple],
-        "layers": [StrOptions(set(LAYER_NAMES)), list, tuple],
+        **SHOTS_CONSTRAINTS,
         "rank_ratio": [Interval(Real, 0, 1, closed="right")],
         "positive": ["boolean"],
-        "logit_scale": [Interval(Real, 0, None, closed="neither"), None],
-        "steps_per_shot": [Interval(Integral, 1, None, closed="left")],
-        "max_iter": [Interval(Integral, 0, None, closed="left"), None],
         "schedule": [StrOptions({"cosine", "svd_code"})],
     }
 
@@ -302,9 +302,8 @@ class CLIPSVDClassifier(WeightClassifier):
         return normalize(rows.float(), dim=1).cpu().numpy()
 
     def _spec(self, sides: Sequence[str]) -> SingularValues:
-        if not self.targets or not set(self.targets) <= set(KINDS):
-            raise ValueError(f"targets={self.targets!r} must hold some of {', '.join(map(repr, KINDS))}.")
-        return SingularValues(tuple(self.targets), self.layers, tuple(sides), self.rank_ratio, self.positive)
+        targets = checked_targets(self.targets, KINDS)
+        return SingularValues(targets, self.layers, tuple(sides), self.rank_ratio, self.positive)
 
     def _publish(self, state: dict[str, NDArray], setting: Setting) -> None:
         before = self._spec(self._sides()).start(setting.backbone.module)
@@ -312,16 +311,4 @@ class CLIPSVDClassifier(WeightClassifier):
         self.singular_values_ = {name: (value.numpy(), after[name]) for name, value in before.items()}
 
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
-        from skclip.tuning._engine import Recipe
-
-        shots = max(1, round(n_pictures / n_classes))
-        return Recipe(
-            max_iter=self.max_iter or 0,
-            n_steps=self.steps_per_shot * shots if self.max_iter is None else None,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            optimizer="adamw",
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
-        )
+        return recipe_by_shots(self, n_pictures, n_classes, schedule=self.schedule)

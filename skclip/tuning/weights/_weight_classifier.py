@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -11,17 +12,17 @@ from sklearn.utils.validation import check_is_fitted
 
 from skclip.tuning._setting import Setting, Step
 from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier
-from skclip.tuning._weight_specs import WeightSpec, merge
+from skclip.tuning._weight_specs import LAYER_NAMES, WeightSpec, merge
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._cosine import cosine_logits
 from skclip.utils._docs import fill_doc
-from skclip.utils._params import StrOptions
+from skclip.utils._params import Interval, StrOptions
 from skclip.utils._training import check_training
 
 if TYPE_CHECKING:
     import torch
 
-    from skclip.tuning._engine import Inputs
+    from skclip.tuning._engine import Inputs, Recipe
 
     Tensors = dict[str, torch.Tensor]
 
@@ -30,6 +31,15 @@ WEIGHT_CONSTRAINTS: dict[str, list[Any]] = {
     **PICTURE_CONSTRAINTS,
     "template": [str],
     "encoder": [StrOptions({"both", "vision", "text"})],
+}
+# of methods that tune chosen matrices, for so many steps per picture of a class
+SHOTS_CONSTRAINTS: dict[str, list[Any]] = {
+    **WEIGHT_CONSTRAINTS,
+    "targets": [list, tuple],
+    "layers": [StrOptions(set(LAYER_NAMES)), list, tuple],
+    "logit_scale": [Interval(Real, 0, None, closed="neither"), None],
+    "steps_per_shot": [Interval(Integral, 1, None, closed="left")],
+    "max_iter": [Interval(Integral, 0, None, closed="left"), None],
 }
 
 
@@ -194,3 +204,27 @@ class WeightClassifier(TowerClassifier):
             return super()._inputs(examples, setting, training=training)
         views = examples.X if training else examples.X[:, :1]
         return FeatureInputs(torch.tensor(views, device=setting.device))
+
+
+def checked_targets(targets: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The matrices to tune, each one of those that the method knows."""
+    if not targets or not set(targets) <= set(known):
+        raise ValueError(f"targets={targets!r} must hold some of {', '.join(map(repr, known))}.")
+    return tuple(targets)
+
+
+def recipe_by_shots(estimator: Any, n_pictures: int, n_classes: int, schedule: str = "cosine") -> Recipe:
+    """AdamW for `max_iter` epochs, or without these for `steps_per_shot` steps per picture of a class."""
+    from skclip.tuning._engine import Recipe
+
+    shots = max(1, round(n_pictures / n_classes))
+    return Recipe(
+        max_iter=estimator.max_iter or 0,
+        n_steps=estimator.steps_per_shot * shots if estimator.max_iter is None else None,
+        batch_size=estimator.batch_size,
+        learning_rate=estimator.learning_rate,
+        optimizer="adamw",
+        weight_decay=estimator.weight_decay,
+        schedule=schedule,
+        n_iter_no_change=estimator.n_iter_no_change if estimator.early_stopping else None,
+    )
