@@ -199,6 +199,14 @@ def test_gradients_are_scaled_by_the_share_of_new_classes(streamed):
     second.regularization = "balance"
 
 
+def test_without_a_share_of_new_classes_nothing_that_was_learned_moves(streamed, world, monkeypatch):
+    estimator = pickle.loads(pickle.dumps(streamed[0])).set_params(weight_decay=0.0)
+    monkeypatch.setattr(CPECLIPClassifier, "_share_of_new", lambda self: 0.0)
+    estimator.partial_fit(*of(world, SESSIONS[1]))
+    assert len(estimator.loss_curve_) == 2
+    state_equal(estimator, streamed[0])
+
+
 def test_frozen_later_sessions_bring_names_alone(streamed, world):
     estimator = pickle.loads(pickle.dumps(streamed[0])).set_params(regularization="freeze")
     estimator.partial_fit(*of(world, SESSIONS[1]))
