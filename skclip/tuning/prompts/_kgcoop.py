@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skclip.templates._templates import Templates, get_templates
+from skclip.templates._templates import Templates
 from skclip.tuning._losses import cosine_distance_to
 from skclip.tuning._setting import Setting, Step, Term
 from skclip.tuning._tuned import Examples, PromptClassifier, sgd_recipe
@@ -155,7 +155,7 @@ class KgCoOpClassifier(SharedContext, PromptClassifier):
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
         super()._prepare(setting, examples)
-        setting.constants["hand_written"] = setting.class_text(get_templates(self.templates))
+        setting.constants["hand_written"] = setting.class_text(self.templates)
 
     def _terms(self, setting: Setting) -> dict[str, Term]:
         hand_written = setting.constants["hand_written"]

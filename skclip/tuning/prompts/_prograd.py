@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skclip.templates._templates import Templates, get_templates
+from skclip.templates._templates import Templates
 from skclip.tuning._losses import kl_divergence, project_gradients
 from skclip.tuning._prompt_text import PromptLayout, initial_context
 from skclip.tuning._setting import Setting, Step, Term
@@ -167,7 +167,7 @@ class ProGradClassifier(SharedContext, PromptClassifier):
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
         super()._prepare(setting, examples)
-        setting.constants["hand_written"] = setting.class_text(get_templates(self.templates))
+        setting.constants["hand_written"] = setting.class_text(self.templates)
 
     def _start(self, setting: Setting) -> Tensors:
         import torch
