@@ -370,7 +370,7 @@ _decomposed_lock = threading.Lock()
 def decompose(module: torch.nn.Module, matrices: Sequence[Matrix]) -> list[Factors]:
     """Singular value decompositions of `matrices`, computed once per loaded module and shared.
 
-    In float64 on the CPU, so that another machine finds the same vectors unless values agree to 13 digits; kept on
+    In float64 on the CPU, so that another machine finds the same vectors unless values agree to some 10 digits; kept on
     the module's device, in float32 or its own float64.
     """
     with _decomposed_lock:
