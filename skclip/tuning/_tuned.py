@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from copy import copy
 from numbers import Integral, Real
@@ -250,7 +250,7 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
 
         from skclip.tuning._engine import train
 
-        held = None
+        given, held = examples, None
         if self.early_stopping:
             seed = int(torch.randint(2**31 - 1, (1,), generator=setting.generator))
             kept, held_rows = validation_split(examples.codes, self.validation_fraction, np.random.RandomState(seed))
@@ -280,7 +280,7 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
             gradients=self._gradients,
             validate=validate,
             checkpoint=self.checkpoint,
-            fingerprint={} if self.checkpoint is None else self._fingerprint(setting, examples, before),
+            fingerprint={} if self.checkpoint is None else self._fingerprint(setting, given, before),
             distributed=self.distributed,
             verbose=self.verbose,
             name=type(self).__name__,
@@ -360,12 +360,15 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
                 f"the one that was begun; got random_state={self.random_state!r}."
             )
 
+    def _described(self, but: Collection[str]) -> dict[str, str]:
+        """This method with its parameters, alike in every process."""
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in but}
+        return {"estimator": type(self).__name__, **{name: _shown(value) for name, value in sorted(params.items())}}
+
     def _fingerprint(self, setting: Setting, examples: Examples, before: dict[str, NDArray] | None) -> dict[str, str]:
         """What a run depends on, so that a checkpoint is not taken up by another."""
-        params = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_OF_THE_RUN}
         return {
-            "estimator": type(self).__name__,
-            **{name: repr(value) for name, value in sorted(params.items())},
+            **self._described(_NOT_OF_THE_RUN),
             "weights": setting.backbone.digest,
             "start": "None" if before is None else _digest(before, ""),
             "classes": repr(setting.classes.tolist()),
@@ -525,7 +528,9 @@ class TowerClassifier(TunedClassifier):
         execution = Execution(
             self._model_name(), device, "float32", "auto", self.store, n_workers=self.n_workers, verbose=self.verbose
         )
-        reading = tuned_reading(f"{self.state_digest_} {precision}", setting.backbone.card.dim, project)
+        # one state can be read in several ways, such as tokens that replace others or come beside them
+        way = self._described((*_NOT_OF_THE_RUN, "model", "class_names", "random_state", "precision"))
+        reading = tuned_reading(f"{self.state_digest_} {way} {precision}", setting.backbone.card.dim, project)
         return encode_pictures(pictures, range(1), execution, seed=0, on_error="raise", reading=reading)[:, 0]
 
     def as_features(self) -> Any:
@@ -663,6 +668,22 @@ def _digest(state: dict[str, NDArray], weights: str) -> str:
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(np.ascontiguousarray(value).data)
     return digest.hexdigest()
+
+
+def _shown(value: Any) -> str:
+    """`repr` without addresses, and of the whole: a function by its name and code, an array by its contents."""
+    if isinstance(value, np.ndarray):
+        return _hash(np.asarray(value.tolist(), dtype=str) if value.dtype.kind == "O" else value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_shown(key)}: {_shown(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__}({', '.join(map(_shown, value))})"
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return repr(value)
+    constants = [one for one in code.co_consts if isinstance(one, str | int | float)]
+    text = repr((code.co_code, code.co_names, constants))
+    return f"{value.__module__}.{value.__qualname__} {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
 def _hash(values: Any) -> str:

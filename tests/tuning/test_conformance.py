@@ -295,6 +295,46 @@ def test_what_is_fitted_draws_no_random_numbers(name, fitted):
     assert estimator.random_state.randint(2**31) == unused.randint(2**31)
 
 
+def test_towers_that_read_one_state_in_two_ways_share_no_rows(world):
+    X, y = world
+    ways = ("replace", "accumulate")
+    one, other = (make(tuning.CPECLIPClassifier, max_iter=0, vision_mode=way).fit(X, y) for way in ways)
+    assert one.state_digest_ == other.state_digest_
+    rows = one.encode_image(X[:4]), other.encode_image(X[:4])
+    np.testing.assert_array_equal(other.set_params(store=None).encode_image(X[:4]), rows[1])
+    assert np.abs(rows[0] - rows[1]).max() > 0.01
+
+
+def test_a_tuned_tower_reads_no_picture_twice(fitted, tmp_path, monkeypatch):
+    estimator, X, _ = fitted(tuning.MaPLeClassifier)
+    estimator = copy(estimator).set_params(store=tmp_path)
+    rows = estimator.encode_image(X[:4])
+    loaded = pickle.loads(pickle.dumps(estimator)).with_classes(NEW_NAMES)
+    monkeypatch.setattr(tuning.MaPLeClassifier, "_image", None)
+    np.testing.assert_array_equal(loaded.encode_image(X[:4]), rows)
+
+
+def test_a_checkpoint_knows_functions_by_their_code_and_what_is_held_out(rows, world, tmp_path):
+    params = {"checkpoint": tmp_path / "state", "early_stopping": True, "validation_fraction": 0.3, "n_prompts": None}
+    namespace = dict(describe.__globals__)
+    exec("def describe(name):\n    return [f'a {name}', f'one {name}']", namespace)
+    estimator = make(tuning.BiomedCoOpClassifier, **params | {"descriptions": namespace["describe"]})
+    estimator.fit(rows, world[1])
+    # as another process defines it: the same function at another address
+    exec("def describe(name):\n    return [f'a {name}', f'one {name}']", namespace)
+    estimator.set_params(descriptions=namespace["describe"]).fit(rows, world[1])
+    exec("def describe(name):\n    return [f'a {name}', f'that {name}']", namespace)
+    with pytest.raises(ValueError, match="descriptions differs"):
+        estimator.set_params(descriptions=namespace["describe"]).fit(rows, world[1])
+    exec("def describe(name):\n    return [f'a {name}', f'one {name}']", namespace)
+    estimator.set_params(descriptions=namespace["describe"])
+    for changed in range(0, 24, 6):  # some of them are held out
+        others = rows.copy()
+        others[changed : changed + 6] *= -1
+        with pytest.raises(ValueError, match="X differs"):
+            estimator.fit(others, world[1])
+
+
 def test_a_loss_that_is_not_finite_names_the_step(fitted):
     _, X, y = fitted(tuning.CoOpClassifier)
     with pytest.raises(ValueError, match=r"(?s)step.*learning_rate"):
