@@ -106,8 +106,9 @@ class BiomedCoOpClassifier(SharedContext, PromptClassifier):
     that gives no number, and here all sentences are kept.
 
     Works with every text tower, also those of transformers such as BiomedCLIP's, whose sentences are read in both
-    directions. Features in place of pictures, and their views, are as of `CoOpClassifier`. The sentences are encoded
-    once, K P passes forwards, and a step multiplies ``b K P d`` numbers beside the pass of the text tower.
+    directions. The name stands where `class_position` says; the published code takes it for one token long there.
+    Features in place of pictures, and their views, are as of `CoOpClassifier`. The sentences are encoded once, K P
+    passes forwards, and a step multiplies ``b K P d`` numbers beside the pass of the text tower.
 
     References
     ----------

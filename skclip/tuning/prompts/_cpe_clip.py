@@ -109,7 +109,8 @@ class CPECLIPClassifier(TowerClassifier):
     Notes
     -----
     ``depth n_ctx w + w W + W`` numbers are learned, 0.4 million for ViT-B-16. Training is among the classes of the
-    session alone. With "accumulate" the last of 12 layers of the image tower holds 24 tokens more than the picture.
+    session alone. Each step costs a pass of both towers forwards and backwards; with "accumulate" the last of 12 layers
+    of the image tower holds 24 tokens more than the picture.
 
     Published after the last session, over all classes: 64.60 % on CUB-200 (100 classes and 10 sessions of 10, 5
     pictures each; 81.58 % after the first), 80.52 % on CIFAR-100 and 82.77 % on miniImageNet (60 and 8 sessions of 5).

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral, Real
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +96,9 @@ class CLIPLoRAClassifier(WeightClassifier):
     In training an update is a branch beside its matrix, with dropout on what enters it; for prediction it is added to
     the matrix. A step costs what the forward pass and the backward pass to the activations of both towers cost.
 
+    The published code adds the updates to the weights themselves for each evaluation and takes them away for training,
+    which in half precision does not quite lead back; here the weights of the model are never touched.
+
     References
     ----------
     .. [1] M. Zanella and I. Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models", CVPR Workshops 2024,
@@ -142,7 +146,7 @@ class CLIPLoRAClassifier(WeightClassifier):
         augmentation: str | None = "crop_flip",
         min_crop: float = 0.08,
         n_workers: int | None = None,
-        store: str | PathLike[str] | None = "memory",
+        store: str | Path | None = "memory",
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,

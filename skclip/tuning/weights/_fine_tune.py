@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,8 +73,9 @@ class CLIPFineTuneClassifier(WeightClassifier):
     Notes
     -----
     `state_delta_` holds the trained weights by their names in the model: with ``trainable="all"`` as much as the model
-    has, 600 MB for ViT-B-16, and a `checkpoint` takes three times that. The scale of the logits stays as it is, and so
-    does what is no parameter, such as the running statistics of batch norms.
+    has, 600 MB for ViT-B-16. A `checkpoint` takes three times that, and training four times, beside the model and the
+    activations of a batch. Each step costs a pass of both towers forwards and backwards. The scale of the logits stays
+    as it is, and so does what is no parameter, such as the running statistics of batch norms.
 
     The published WiSE-FT trains a linear head that starts at the class text; here the text stays text, so that new
     names can be given. Learning from features of a frozen image tower is what ``encoder="text"`` does.
@@ -117,7 +119,7 @@ class CLIPFineTuneClassifier(WeightClassifier):
         augmentation: str | None = "crop_flip",
         min_crop: float = 0.08,
         n_workers: int | None = None,
-        store: str | PathLike[str] | None = "memory",
+        store: str | Path | None = "memory",
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
