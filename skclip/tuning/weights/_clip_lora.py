@@ -73,6 +73,7 @@ class CLIPLoRAClassifier(WeightClassifier):
     learning_rate : float, default=2e-4
         Of AdamW; falls to 1e-6 along a cosine, step by step.
     weight_decay : float, default=0.01
+        Of AdamW.
     batch_size : int, default=32
         Pictures per step; what is left over at the end of an epoch waits for the next.
     %(tuning_pictures)s

@@ -55,6 +55,7 @@ class CLIPFineTuneClassifier(WeightClassifier):
         Of AdamW; rises from 0 in the first tenth of the steps and falls back along a cosine. None is 1e-5 for "all"
         and 1e-3 else. Gradients of a norm above 1 are cut to it.
     weight_decay : float, default=0.1
+        Of AdamW: draws the weights towards 0, not to where they were.
     batch_size : int, default=32
         Pictures per step; what is left over at the end of an epoch waits for the next.
     %(tuning_pictures)s
