@@ -25,6 +25,8 @@ Scenarios. The model was trained on pictures in the style "photo" with little no
   are there to learn from, and all pairs so far are to be told apart. What cannot learn in sessions by itself goes on
   from where it was (``warm_start``).
 
+- unlabelled: the outlines of the first scenario, all those to draw from, without labels.
+
 Protocol. A seed draws the training pictures and is the method's ``random_state``; the test pictures are the same for
 all and are used for the figures alone. The settings in `METHODS` were chosen on other pictures for training and
 testing, which ``--develop`` draws. Pictures are not augmented, for any method. Methods that read features are given
@@ -58,6 +60,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 import skclip
 from skclip import CLIPFeatures, GDAClassifier, LinearProbeClassifier, ZeroShotClassifier, tuning
+from skclip.adapters import UnsupervisedGDA
 from skclip.datasets import corrupt_images, few_shot_split, load_digit_pictures, make_picture_world
 from skclip.datasets._scenes import COLORS, SHAPES
 from skclip.features import CLIPLayerStatistics
@@ -182,7 +185,9 @@ TASKS: dict[str, Callable[[tuple[int, int]], Task]] = {
     "outline": partial(new_task, style="sketch", noise=4.0),
     "style": style_task,
     "sessions": sessions_task,
+    "unlabelled": sketch_task,
 }
+LABELLED = tuple(TASKS)[:-1]
 
 
 @lru_cache
@@ -214,7 +219,7 @@ class Method:
     kind: str
     make: Callable[[dict[Any, str], int, int, Task], Any]
     rival: str = ""
-    scenarios: tuple[str, ...] = tuple(TASKS)
+    scenarios: tuple[str, ...] = LABELLED
     unlabelled: bool = False
 
 
@@ -223,7 +228,7 @@ def tuned(
     kind: str,
     rival: str,
     settings: Callable[[int, Task], dict[str, Any]] | None = None,
-    scenarios: tuple[str, ...] = tuple(TASKS),
+    scenarios: tuple[str, ...] = LABELLED,
     **fixed: Any,
 ) -> Method:
     """A method of ``skclip.tuning``; `settings` are those that depend on the shots or the task."""
@@ -278,9 +283,12 @@ TEXT = {"max_iter": 50, "batch_size": 32, "learning_rate": 0.02}
 TOWERS = {"max_iter": 10, "batch_size": 16, "learning_rate": 0.02, "augmentation": None}
 WEIGHTS = {"max_iter": 10, "learning_rate": 0.01, "augmentation": None}
 METHODS: dict[str, Method] = {
-    ZERO_SHOT: Method("features", lambda names, *_: text_of(names)),
+    ZERO_SHOT: Method("features", lambda names, *_: text_of(names), scenarios=tuple(TASKS)),
     "linear probe": Method("features", lambda *_: LinearProbeClassifier(), scenarios=("sketch", "digits", "style")),
     "GDA": Method("features", lambda names, *_: GDAClassifier(text_of(names), alpha="cv"), scenarios=tuple(TASKS)[:5]),
+    "label-free GDA": Method(
+        "features", lambda names, *_: UnsupervisedGDA(text_of(names)), scenarios=("unlabelled",), unlabelled=True
+    ),
     "class means": Method("features", lambda *_: NearestCentroid(), scenarios=("sessions",)),
     "CoOp": tuned("CoOpClassifier", "features", "linear probe", ctx_init="a photo of a", **TEXT),
     "CoCoOp": tuned("CoCoOpClassifier", "features", "CoOp", max_iter=20, batch_size=16, learning_rate=0.02),
@@ -307,8 +315,10 @@ METHODS: dict[str, Method] = {
     ),
     "GOPro": Method("pictures", gopro(learning_rate=0.02), "CoOp", ("style",)),
     "GOPro (prompts)": Method("pictures", gopro(ssl_affects="prompts"), "CoOp", ("style",)),
-    "NoLA (own features)": Method("pictures", nola(None), ZERO_SHOT, ("style",), unlabelled=True),
-    "NoLA (skclip-tiny-rn)": Method("pictures", nola("skclip-tiny-rn"), ZERO_SHOT, ("style",), unlabelled=True),
+    "NoLA (own features)": Method("pictures", nola(None), ZERO_SHOT, ("style", "unlabelled"), unlabelled=True),
+    "NoLA (skclip-tiny-rn)": Method(
+        "pictures", nola("skclip-tiny-rn"), ZERO_SHOT, ("style", "unlabelled"), unlabelled=True
+    ),
     "CPE-CLIP": Method(
         "pictures",
         lambda names, seed, *_: tuning.CPECLIPClassifier(MODEL, random_state=seed),
@@ -376,6 +386,11 @@ def style_shift(method: Method, task: Task, seed: int, shots: int) -> dict[str, 
     return _record(estimator, seconds, figures)
 
 
+def without_labels(method: Method, task: Task, seed: int, shots: int) -> dict[str, Any]:
+    estimator, seconds = fit(method, task, task.pool, task.names, seed, shots)
+    return _record(estimator, seconds, {"accuracy": accuracy(estimator, method.kind, task.tests[""])})
+
+
 def sessions(method: Method, task: Task, seed: int, shots: int) -> dict[str, Any]:
     """Accuracy among all classes so far after each session."""
     labels = list(task.names)
@@ -423,8 +438,17 @@ PROTOCOLS = {
     "outline": base_to_new,
     "style": style_shift,
     "sessions": sessions,
+    "unlabelled": without_labels,
 }
-SHOTS_OF = {"sketch": SHOTS, "digits": SHOTS, "pixel": (16,), "outline": (16,), "style": (16,), "sessions": (5,)}
+SHOTS_OF = {
+    "sketch": SHOTS,
+    "digits": SHOTS,
+    "pixel": (16,),
+    "outline": (16,),
+    "style": (16,),
+    "sessions": (5,),
+    "unlabelled": (0,),
+}
 
 
 def plan(scenarios: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int, int]]:
@@ -444,6 +468,7 @@ TITLES = {
     "outline": "Base to new: outlines, 16 of each of 8 pairs; then 24 other pairs by name",
     "style": "Another style: 16 noisy pictures of each of 8 shapes; then other styles",
     "sessions": "In sessions: 8 pairs, then four times 5 more, 5 noisy pictures of each",
+    "unlabelled": "Without labels: outlines of 16 pairs",
 }
 # by what methods are compared, and whether more is better
 DECIDES = {
@@ -453,6 +478,7 @@ DECIDES = {
     "outline": "new",
     "style": "other styles",
     "sessions": "mean",
+    "unlabelled": "accuracy",
 }
 LEGEND = """\
 Accuracy in %, mean over the draws of the training pictures. The last two columns are the difference of the figure in
