@@ -115,7 +115,8 @@ class CPECLIPClassifier(TowerClassifier):
     Published after the last session, over all classes: 64.60 % on CUB-200 (100 classes and 10 sessions of 10, 5
     pictures each; 81.58 % after the first), 80.52 % on CIFAR-100 and 82.77 % on miniImageNet (60 and 8 sessions of 5).
     Where paper and code differ, this follows the code: the learning rate above in place of the 0.00325 of the paper.
-    Its "freeze" leaves the map free, by a slip; this one does not.
+    Its "freeze" is meant to stop the tokens and the map after the first session, and by a slip stops neither; this one
+    stops both, so that later sessions add names alone.
 
     The image tower must be open_clip's own VisionTransformer. One `checkpoint` is of one session.
 
