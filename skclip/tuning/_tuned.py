@@ -195,25 +195,22 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
     # ------------------------------------------------------------------ fit
 
     def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
-        # a run that was interrupted goes on from where it began
+        # a warm start that is interrupted goes on from where it began
         with unchanged_on_failure(self) if self.warm_start else nullcontext():
-            return self._fit_anew(X, y, sample_weight)
-
-    def _fit_anew(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
-        check_parameters(self)
-        self._check_checkpoint()
-        processes = join_processes(resolve_device(self.device), self.distributed)
-        before = self._before()
-        examples = self._examples(X, y, sample_weight)
-        classes, names = self.classes_, self._names(self.classes_)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        setting = self._setting(classes, names, str(processes.device), seed)
-        # without a random_state each process has drawn its own
-        setting.generator.set_state(processes.from_main(setting.generator.get_state()))
-        trained = self._train(setting, examples, before)
-        self.loss_curve_, self.loss_terms_ = trained.loss_curve, trained.loss_terms
-        self.validation_scores_, self.n_iter_ = trained.validation_curve, trained.n_iter
-        self._keep(setting, trained.learned)
+            check_parameters(self)
+            self._check_checkpoint()
+            processes = join_processes(resolve_device(self.device), self.distributed)
+            before = self._before()
+            examples = self._examples(X, y, sample_weight)
+            classes, names = self.classes_, self._names(self.classes_)
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            setting = self._setting(classes, names, str(processes.device), seed)
+            # without a random_state each process has drawn its own
+            setting.generator.set_state(processes.from_main(setting.generator.get_state()))
+            trained = self._train(setting, examples, before)
+            self.loss_curve_, self.loss_terms_ = trained.loss_curve, trained.loss_terms
+            self.validation_scores_, self.n_iter_ = trained.validation_curve, trained.n_iter
+            self._keep(setting, trained.learned)
         return self
 
     def _keep(self, setting: Setting, state: dict[str, NDArray]) -> None:
