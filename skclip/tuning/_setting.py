@@ -151,7 +151,23 @@ Term = Callable[[Step], "torch.Tensor"]
 
 def cosine_scores(step: Step) -> torch.Tensor:
     """Scaled cosines, (b, K)."""
-    return step.setting.logit_scale * step.image @ step.text.T
+    return scaled_cosines(step.image, step.text, step.setting.logit_scale)
+
+
+def scaled_cosines(image: torch.Tensor, text: torch.Tensor, scale: float) -> torch.Tensor:
+    """Logits (b, K) of unit rows (b, d) and (K, d)."""
+    with in_float32(image):
+        return scale * image @ text.T
+
+
+def in_float32(rows: torch.Tensor) -> Any:
+    """The context in which products are float32 even where towers work in half precision.
+
+    For logits: near 30, those of bf16 are 0.125 apart.
+    """
+    import torch
+
+    return torch.autocast(rows.device.type, enabled=False)
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,8 @@ from skclip import CLIPClassifier, CLIPFeatures, tuning
 from skclip._backbones import load_backbone
 from skclip.adapters import GDAClassifier
 from skclip.datasets import make_picture_world
+from skclip.tuning import _tuned
+from skclip.tuning._losses import cross_entropy
 from skclip.tuning._tuned import PromptClassifier, TowerClassifier, TunedClassifier, label_loss
 from skclip.utils import all_estimators
 
@@ -333,6 +335,20 @@ def test_a_checkpoint_knows_functions_by_their_code_and_what_is_held_out(rows, w
         others[changed : changed + 6] *= -1
         with pytest.raises(ValueError, match="X differs"):
             estimator.fit(others, world[1])
+
+
+@each_method
+def test_logits_are_float32_where_towers_work_in_half_precision(cls, fitted, monkeypatch):
+    _, X, y = fitted(cls)
+    seen = []
+
+    def watched(logits, *args):
+        seen.append(logits.dtype)
+        return cross_entropy(logits, *args)
+
+    monkeypatch.setattr(_tuned, "cross_entropy", watched)
+    make(cls, precision="bf16", max_iter=1).fit(X, y)
+    assert {str(dtype) for dtype in seen} == {"torch.float32"}
 
 
 def test_a_loss_that_is_not_finite_names_the_step(fitted):

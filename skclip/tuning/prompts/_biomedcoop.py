@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from skclip.templates._templates import Descriptions, Templates, fill_templates
 from skclip.tuning._losses import cosine_distance_to, kl_divergence, mse
-from skclip.tuning._setting import Setting, Step, Term
+from skclip.tuning._setting import Setting, Step, Term, scaled_cosines
 from skclip.tuning._tuned import Examples, PromptClassifier, sgd_recipe
 from skclip.tuning.prompts._context import SharedContext
 from skclip.tuning.prompts._coop import CONTEXT_CONSTRAINTS
@@ -232,7 +232,7 @@ class BiomedCoOpClassifier(SharedContext, PromptClassifier):
             return self.sccm_weight * distance(step.text, centres)
 
         def kdsp(step: Step) -> torch.Tensor:
-            told = setting.logit_scale * step.image @ teacher(step).T
+            told = scaled_cosines(step.image, teacher(step), setting.logit_scale)
             divergence = kl_divergence(told, step.logits, reduction="batch_classes", weights=step.batch.weights)
             return self.kdsp_weight * divergence
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skclip.tuning._setting import Setting, Step
+from skclip.tuning._setting import Setting, Step, in_float32
 from skclip.tuning._tuned import PromptClassifier, sgd_recipe
 from skclip.tuning.prompts._context import SharedContext
 from skclip.tuning.prompts._coop import CONTEXT_CONSTRAINTS, context_layout
@@ -177,7 +177,7 @@ class CoCoOpClassifier(SharedContext, PromptClassifier):
         import torch
 
         texts = text_per_picture(self, shifts(image, learned), learned, setting)
-        return setting.logit_scale * torch.cat([(text @ image[part, :, None])[..., 0] for part, text in texts])
+        return setting.logit_scale * torch.cat([own_cosines(image[part], text) for part, text in texts])
 
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
         return sgd_recipe(self, self.max_iter)
@@ -210,6 +210,12 @@ def text_per_picture(
     n_tokens = 1 + len(learned["ctx"]) + int(layout.lengths.sum())
     for part in row_batches(len(shift), 4 * _NUMBERS_PER_TOKEN * n_tokens * setting.text.width):
         yield part, normalize(setting.text(layout(moved[part])).float(), dim=-1)
+
+
+def own_cosines(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Cosines (m, K) of unit rows (m, d) with unit rows (m, K, d) of their own."""
+    with in_float32(image):
+        return (text @ image[..., None])[..., 0]
 
 
 def logits_per_picture(estimator: Any, X: Any) -> NDArray:

@@ -15,7 +15,7 @@ from skclip._backbones import get_card
 from skclip.tuning._losses import mse, nt_xent
 from skclip.tuning._setting import Setting, Step, Term
 from skclip.tuning._tuned import Examples, PromptClassifier, sgd_recipe
-from skclip.tuning.prompts._cocoop import logits_per_picture, start_of_linear, text_per_picture
+from skclip.tuning.prompts._cocoop import logits_per_picture, own_cosines, start_of_linear, text_per_picture
 from skclip.tuning.prompts._context import SharedContext
 from skclip.tuning.prompts._coop import CONTEXT_CONSTRAINTS
 from skclip.utils import SkclipWarning
@@ -381,4 +381,4 @@ def _own_cosines(image: torch.Tensor, text: torch.Tensor, learned: Tensors) -> t
     """Cosines (b, K) of unit rows (b, d) with the text (b, K, d) of their own prompts."""
     from torch.nn.functional import normalize
 
-    return (normalize(_through("text", text, learned), dim=-1) @ image[..., None])[..., 0]
+    return own_cosines(image, normalize(_through("text", text, learned), dim=-1))

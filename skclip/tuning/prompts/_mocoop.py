@@ -18,7 +18,7 @@ from skclip.templates import get_templates
 from skclip.templates._templates import Templates
 from skclip.tuning._losses import cross_entropy, text_to_text
 from skclip.tuning._prompt_text import PromptLayout, PromptWords
-from skclip.tuning._setting import Setting, Step, Term
+from skclip.tuning._setting import Setting, Step, Term, in_float32
 from skclip.tuning._tuned import SGD_CONSTRAINTS, Examples, PromptClassifier, sgd_recipe
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._cosine import cosine_logits
@@ -297,7 +297,8 @@ class MoCoOpClassifier(PromptClassifier):
 
     def _scores(self, step: Step) -> torch.Tensor:
         text = step.text[:, : len(step.setting.names)]
-        return step.setting.logit_scale * mixed_cosines(step.image, text, router_logits(step), self.top_k)
+        with in_float32(text):
+            return step.setting.logit_scale * mixed_cosines(step.image, text, router_logits(step), self.top_k)
 
     def _terms(self, setting: Setting) -> dict[str, Term]:
         prototypes = setting.constants["prototypes"]

@@ -11,7 +11,7 @@ import numpy as np
 from skclip.templates._templates import Templates
 from skclip.tuning._losses import kl_divergence, project_gradients
 from skclip.tuning._prompt_text import PromptLayout, initial_context
-from skclip.tuning._setting import Setting, Step, Term
+from skclip.tuning._setting import Setting, Step, Term, scaled_cosines
 from skclip.tuning._tuned import Examples, PromptClassifier, sgd_recipe
 from skclip.tuning.prompts._context import SharedContext
 from skclip.tuning.prompts._coop import BY_SHOTS, CONTEXT_CONSTRAINTS, epochs_by_shots, prompt_template
@@ -190,7 +190,7 @@ class ProGradClassifier(SharedContext, PromptClassifier):
         hand_written = setting.constants["hand_written"]
 
         def general(step: Step) -> torch.Tensor:
-            teacher = setting.logit_scale * step.image @ hand_written.T
+            teacher = scaled_cosines(step.image, hand_written, setting.logit_scale)
             return kl_divergence(teacher, step.logits, self.temperature, weights=step.batch.weights)
 
         return {**super()._terms(setting), "general": general}

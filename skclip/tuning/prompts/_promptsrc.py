@@ -12,7 +12,7 @@ import numpy as np
 
 from skclip.templates._templates import Templates
 from skclip.tuning._losses import kl_divergence, mean_absolute
-from skclip.tuning._setting import Setting, Step, Term
+from skclip.tuning._setting import Setting, Step, Term, scaled_cosines
 from skclip.tuning._tuned import Examples, TowerClassifier, label_loss, sgd_recipe
 from skclip.tuning.prompts._ivlp import DEEP_CONSTRAINTS, TokensOfBoth, text_layout
 from skclip.utils._docs import fill_doc
@@ -239,7 +239,7 @@ def _logit_tie(step: Step) -> torch.Tensor:
 def frozen_logits(step: Step) -> torch.Tensor:
     """Logits of the batch by the model as it came, (b, K)."""
     setting = step.setting
-    return setting.logit_scale * step.frozen_image @ setting.constants["frozen_text"].T
+    return scaled_cosines(step.frozen_image, setting.constants["frozen_text"], setting.logit_scale)
 
 
 def _times(weight: float, term: Term) -> Term:

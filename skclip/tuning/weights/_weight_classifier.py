@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skclip.tuning._setting import Setting, Step
+from skclip.tuning._setting import Setting, Step, scaled_cosines
 from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier
 from skclip.tuning._weight_specs import LAYER_NAMES, WeightSpec, merge
 from skclip.utils._arrays import check_features, first_view, unit_rows
@@ -156,7 +156,7 @@ class WeightClassifier(TowerClassifier):
         if step.batch.generator is None:  # as prediction does
             return super()._scores(step)
         text = normalize(self._class_text(step.learned, step.setting, step.batch.generator).float(), dim=-1)
-        return step.setting.logit_scale * step.image @ text.T
+        return scaled_cosines(step.image, text, step.setting.logit_scale)
 
     def _are_features(self, X: Any) -> bool:
         """Whether X holds features, which only a tuned text tower goes with."""
