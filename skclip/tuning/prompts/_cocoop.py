@@ -57,7 +57,7 @@ class CoCoOpClassifier(SharedContext, PromptClassifier):
     max_iter : int, default=10
         Epochs.
     learning_rate : float, default=0.002
-        Of stochastic gradient descent; 1e-5 in the first epoch, then from this value to 0 along a cosine, by epochs.
+        Of stochastic gradient descent; 1e-5 in the first epoch, then from this value down along a cosine, by epochs.
     batch_size : int, default=1
         Pictures per step. The published 1 was a limit of memory; larger batches make fewer steps, and so learn as much
         only with a larger `learning_rate` or more epochs.

@@ -86,8 +86,8 @@ class MoCoOpClassifier(PromptClassifier):
     max_iter : int, default=50
         Epochs.
     learning_rate : float, default=0.032
-        Of stochastic gradient descent; 1e-5 in the first tenth of the epochs, then from this value to 0 along a cosine,
-        by epochs. Gradients of a norm above 1 are cut to it.
+        Of stochastic gradient descent; 1e-5 in the first tenth of the epochs, then from this value down along a
+        cosine, by epochs. Gradients of a norm above 1 are cut to it.
     batch_size : int, default=32
         Pictures per step; what is left over at the end of an epoch waits for the next.
     momentum, weight_decay : float, default=0.9, 5e-4

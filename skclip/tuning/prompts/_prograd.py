@@ -61,7 +61,7 @@ class ProGradClassifier(SharedContext, PromptClassifier):
         Epochs. None is the published number: 50 for 1 picture per class, 100 for fewer than 8, 200 for more. (On
         ImageNet it is 50 throughout.)
     learning_rate : float, default=0.002
-        Of stochastic gradient descent; 1e-5 in the first epoch, then from this value to 0 along a cosine, by epochs.
+        Of stochastic gradient descent; 1e-5 in the first epoch, then from this value down along a cosine, by epochs.
     batch_size : int, default=32
         Pictures per step; what is left over at the end of an epoch waits for the next.
     momentum, weight_decay : float, default=0.9, 5e-4

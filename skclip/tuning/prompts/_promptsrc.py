@@ -67,7 +67,7 @@ class PromptSRCClassifier(TokensOfBoth, TowerClassifier):
     max_iter : int, default=20
         Epochs.
     learning_rate : float, default=0.0025
-        Of stochastic gradient descent; 1e-5 in the first epoch, then from this value to 0 along a cosine, by epochs.
+        Of stochastic gradient descent; 1e-5 in the first epoch, then from this value down along a cosine, by epochs.
     batch_size : int, default=4
         Pictures per step; what is left over at the end of an epoch waits for the next.
     momentum, weight_decay : float, default=0.9, 5e-4
