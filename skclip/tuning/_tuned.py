@@ -25,7 +25,7 @@ from skclip._backbones import (
     resolve_device,
     resolve_precision,
 )
-from skclip._media import check_images
+from skclip._media import are_pictures, check_images
 from skclip.tuning._losses import cross_entropy
 from skclip.tuning._processes import join_processes
 from skclip.tuning._setting import Setting, Step, Term, cosine_scores
@@ -418,6 +418,11 @@ class PromptClassifier(TunedClassifier):
         return inputs
 
     def _examples(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Examples:
+        if are_pictures(X):
+            raise ValueError(
+                f"{type(self).__name__} learns from features, but X holds pictures. Put CLIPFeatures("
+                f"{self._model_name()!r}) before it, by CLIPClassifier(classifier=...) or in a pipeline."
+            )
         training = check_training(self, X, y, sample_weight)
         rows = self._rows(training.X).astype(np.float32, copy=False)
         views = rows.reshape(len(training.codes), training.n_views, -1)

@@ -231,6 +231,13 @@ def test_features_of_another_width_are_refused(cls, rows, world):
 
 
 @each_prompt_method
+def test_pictures_in_place_of_features_are_refused(cls, world):
+    for X in (world[0], ["a.jpg"] * 24):
+        with pytest.raises(ValueError, match="X holds pictures.*CLIPFeatures"):
+            make(cls).fit(X, world[1])
+
+
+@each_prompt_method
 def test_one_view_is_no_view(cls, rows, world, fitted):
     one = make(cls).fit(rows[:, None], world[1])
     for name, value in fitted(cls)[0].state_delta_.items():
