@@ -233,7 +233,7 @@ def test_features_of_another_width_are_refused(cls, rows, world):
 @each_prompt_method
 def test_pictures_in_place_of_features_are_refused(cls, world):
     for X in (world[0], ["a.jpg"] * 24):
-        with pytest.raises(ValueError, match="X holds pictures.*CLIPFeatures"):
+        with pytest.raises(ValueError, match=r"X holds pictures.*CLIPFeatures"):
             make(cls).fit(X, world[1])
 
 
