@@ -137,9 +137,11 @@ class PromptLayout:
         ids = sorted({code for codes in [prefix, *own] for code in codes if code >= 0})
         place = {code: row for row, code in enumerate(ids)}
         self._words = text.embed(torch.tensor(ids, device=text.device))
-        self._prefix = torch.tensor([self._row(code, place) for code in prefix], dtype=torch.long)
+        # on the device: places from elsewhere would be sent there, and waited for, at every step
+        where = text.device
+        self._prefix = torch.tensor([self._row(code, place) for code in prefix], dtype=torch.long, device=where)
         padded = [codes + [codes[-1]] * (len(own[longest]) - len(codes)) for codes in own]
-        self._own = torch.tensor([[self._row(code, place) for code in codes] for codes in padded])
+        self._own = torch.tensor([[self._row(code, place) for code in codes] for codes in padded], device=where)
         self._own_is_words = all(code >= 0 for codes in own for code in codes)
 
     def __call__(
