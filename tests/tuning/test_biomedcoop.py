@@ -120,6 +120,14 @@ def test_scores_are_the_largest_cosine_of_each_kind():
     np.testing.assert_allclose(torch.linalg.norm(ensemble(sentences), dim=1), 1.0)
 
 
+def test_scores_are_float32_where_towers_work_in_half_precision():
+    rng = np.random.default_rng(1)
+    image, sentences = (torch.tensor(rng.normal(size=size), dtype=torch.float32) for size in ((5, 6), (3, 4, 6)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = sentence_scores(image, sentences)
+    torch.testing.assert_close(found, sentence_scores(image, sentences))
+
+
 @pytest.mark.parametrize("selection", ["batch", "dataset"])
 def test_a_sentence_about_something_else_is_left_out(rows, selection):
     X, y, descriptions = rows

@@ -153,6 +153,15 @@ def test_routing_targets(boost):
         assert set(np.argsort(-targets)[:2]) == set(best)
 
 
+def test_routing_targets_are_told_apart_where_towers_work_in_half_precision():
+    rng = np.random.default_rng(0)
+    image, prototypes = unit(rng.normal(size=(50, 7))), unit(rng.normal(size=(4, 3, 7)))
+    given = [torch.tensor(a, dtype=torch.float32) for a in (image, prototypes)] + [torch.arange(50) % 3]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = routing_targets(*given, 10.0, 2)
+    torch.testing.assert_close(found, routing_targets(*given, 10.0, 2))
+
+
 def test_the_terms_are_what_they_say(fitted):
     clf, X, y = fitted
     one = MoCoOpClassifier(**clf.get_params() | {"max_iter": 1, "batch_size": 64, "learning_rate": 1e-9}).fit(X, y)

@@ -175,6 +175,18 @@ def test_the_student_follows_a_teacher_that_knows(world, text, teacher):
     assert clf.score(other.images, other.target) > before + 0.15
 
 
+def test_logits_are_float32_where_the_tower_works_in_half_precision(world, text, monkeypatch):
+    seen, scores = [], NoLAClassifier._scores
+
+    def watched(self, step):
+        seen.append(str(scores(self, step).dtype))
+        return scores(self, step)
+
+    monkeypatch.setattr(NoLAClassifier, "_scores", watched)
+    make(text, max_iter=1, precision="bf16").fit(world.images[:32])
+    assert set(seen) == {"torch.float32"}
+
+
 def test_held_out_pictures_measure_the_agreement_with_the_teacher(world, text):
     clf = make(text, early_stopping=True, n_iter_no_change=1, max_iter=3).fit(world.images[:60])
     assert 1 <= len(clf.validation_scores_) <= 3

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from skclip.templates._templates import Descriptions, Templates, fill_templates
 from skclip.tuning._losses import cosine_distance_to, kl_divergence, mse
-from skclip.tuning._setting import Setting, Step, Term, scaled_cosines
+from skclip.tuning._setting import Setting, Step, Term, in_float32, scaled_cosines
 from skclip.tuning._tuned import Examples, PromptClassifier, sgd_recipe
 from skclip.tuning.prompts._context import SharedContext
 from skclip.tuning.prompts._coop import CONTEXT_CONSTRAINTS
@@ -296,7 +296,8 @@ def sentence_scores(image: torch.Tensor, sentences: torch.Tensor) -> torch.Tenso
     sentences : tensor of shape (K, P, d)
         Unit rows.
     """
-    cosines = image @ sentences.flatten(0, 1).T
+    with in_float32(image):
+        cosines = image @ sentences.flatten(0, 1).T
     return cosines.reshape(len(image), *sentences.shape[:2]).amax(dim=1)
 
 

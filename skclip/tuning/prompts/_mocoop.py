@@ -392,7 +392,8 @@ def routing_targets(
     """
     import torch
 
-    cosines = torch.einsum("bd,gbd->bg", image, prototypes[:, codes])
+    with in_float32(image):
+        cosines = torch.einsum("bd,gbd->bg", image, prototypes[:, codes])
     best = cosines.topk(top_k, dim=1).indices
     return cosines.scatter_add(1, best, torch.full_like(cosines, boost)).softmax(dim=1)
 

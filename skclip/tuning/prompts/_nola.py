@@ -20,7 +20,7 @@ from skclip.features import CLIPFeatures
 from skclip.tuning._losses import cross_entropy
 from skclip.tuning._perceptron import _Perceptron
 from skclip.tuning._pseudo_labels import most_confident, n_per_class
-from skclip.tuning._setting import Setting, Step, Term
+from skclip.tuning._setting import Setting, Step, Term, in_float32
 from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier, check_pictures
 from skclip.tuning._weight_specs import LayerNorms
 from skclip.utils._base import SkclipWarning, forget_fit, stack_level
@@ -418,7 +418,9 @@ class NoLAClassifier(TowerClassifier):
         return options
 
     def _scores(self, step: Step) -> torch.Tensor:
-        return step.raw_image.float() @ step.learned["head"].T
+        image = step.raw_image.float()
+        with in_float32(image):
+            return image @ step.learned["head"].T
 
     def _terms(self, setting: Setting) -> dict[str, Term]:
         def smoothed(step: Step) -> torch.Tensor:
