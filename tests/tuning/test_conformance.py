@@ -170,7 +170,7 @@ np.save({str(tmp_path / "proba.npy")!r}, estimator.predict_proba(X))"""
 def test_skops_reads_it_back(cls, fitted, tmp_path):
     skops_io = pytest.importorskip("skops.io")
     estimator, X, _ = fitted(cls)
-    if cls.__name__ in PARAMETERS:
+    if any(callable(value) for value in estimator.get_params().values()):
         pytest.skip("holds a function as parameter")
     path = tmp_path / "estimator.skops"
     skops_io.dump(estimator, path)
@@ -246,8 +246,6 @@ def test_one_view_is_no_view(cls, rows, world, fitted):
 
 @each_tower_method
 def test_features_in_place_of_pictures_are_refused(cls, rows, world):
-    if cls.__name__ == "CLIPLoRAClassifier":
-        pytest.skip("may learn from features")
     with pytest.raises(ValueError, match="pictures"):
         make(cls).fit(rows, world[1])
 
