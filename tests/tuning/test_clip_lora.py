@@ -210,3 +210,12 @@ def test_text_towers_of_transformers_are_tuned_without_dropout(bert_model, world
     sentences = [f"a photo of a {name}." for name in clf.classes_]
     np.testing.assert_allclose(start.text_features_, CLIPTextFeatures(bert_model).transform(sentences), atol=1e-5)
     assert not np.allclose(clf.text_features_, start.text_features_, atol=1e-4)
+
+
+def test_features_in_a_list_or_a_table_train_a_text_tower(world):
+    pandas = pytest.importorskip("pandas")
+    rows = CLIPFeatures(MODEL).fit_transform(world[0]).astype(np.float64)
+    clf = CLIPLoRAClassifier(MODEL, encoder="text", **COMMON | {"max_iter": 1}).fit(rows, world[1])
+    for X in (rows.tolist(), pandas.DataFrame(rows).add_prefix("x")):
+        other = CLIPLoRAClassifier(MODEL, encoder="text", **COMMON | {"max_iter": 1}).fit(X, world[1])
+        np.testing.assert_allclose(other.logits(X), clf.logits(rows), rtol=1e-4, atol=1e-4)

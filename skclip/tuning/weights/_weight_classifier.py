@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from skclip._media import are_pictures
 from skclip.tuning._setting import Setting, Step, scaled_cosines
 from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier
 from skclip.tuning._weight_specs import LAYER_NAMES, WeightSpec, merge
@@ -160,8 +161,7 @@ class WeightClassifier(TowerClassifier):
 
     def _are_features(self, X: Any) -> bool:
         """Whether X holds features, which only a tuned text tower goes with."""
-        shape, kind = getattr(X, "shape", ()), getattr(getattr(X, "dtype", None), "kind", "")
-        return self.encoder == "text" and kind == "f" and len(shape) in (2, 3)
+        return self.encoder == "text" and not are_pictures(X)
 
     def _examples(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Examples:
         if self._are_features(X):
