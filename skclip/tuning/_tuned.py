@@ -439,7 +439,7 @@ class PromptClassifier(TunedClassifier):
                 f"X has {examples.X.shape[2]} features, but the text tower of {self._model_name()!r} gives {width}; "
                 "both must come from one model."
             )
-        text = setting.constants["zero_shot"] = setting.class_text("a photo of a {}.")
+        text = setting.class_text("a photo of a {}.")
         known = ClassText(text.cpu().numpy(), setting.logit_scale, None)
         plain = Training(examples.X[:, 0], examples.codes, None, 1, np.arange(len(examples.codes)))
         warn_if_guessing(plain, known, stacklevel=6)
