@@ -38,7 +38,6 @@ from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames, align_names
 from skclip.utils._params import Interval, StrOptions, check_parameters
 from skclip.utils._training import Training, check_target, check_training, validation_split
-from skclip.zero_shot._zero_shot import model_logit_scale
 
 if TYPE_CHECKING:
     import torch
@@ -330,13 +329,11 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
         import torch
 
         backbone = load_backbone(self._model_name(), device=device, precision="float32")
+        # as the card has it, where it does: what the weights give differs in the last digits of half precision
+        own = backbone.card.logit_scale or backbone.logit_scale
         scale = getattr(self, "logit_scale", None)
         return Setting(
-            backbone,
-            classes,
-            names,
-            model_logit_scale(self._model_name()) if scale is None else float(scale),
-            torch.Generator().manual_seed(seed),
+            backbone, classes, names, own if scale is None else float(scale), torch.Generator().manual_seed(seed)
         )
 
     def _restored(self) -> Setting:
