@@ -54,8 +54,8 @@ model : str, default=None
     The model that is tuned: its weights are read and never changed. None is `skclip`'s default model.""",
     "class_names": """\
 class_names : {label: str} or list of str, default=None
-    Names of the classes; those absent from y are left out. A list is accepted only where it cannot be misread: where
-    the labels are 0..K-1, or are the names themselves. None takes labels that are strings for names.""",
+    Names of the classes; those absent from y are left out. A list is accepted only where it cannot be misread:
+    where the labels are 0..K-1, or are the names themselves. None takes labels that are strings for names.""",
     "tuning": """\
 early_stopping : bool, default=False
     Whether to hold out pictures, keep the epoch that recognises most of them, and end training after
@@ -67,24 +67,25 @@ n_iter_no_change : int, default=10
 warm_start : bool, default=False
     Whether `fit` goes on from what an earlier `fit` has learned.
 checkpoint : path, default=None
-    A file that holds the state of training after each epoch. `fit` with the same data and parameters goes on from
-    there, and on a CPU ends bit for bit where an undisturbed one does; it refuses the file of another run. Needs an
-    integer `random_state`.
+    A file that holds the state of training after each epoch. `fit` with the same data and parameters goes on
+    from there, and on a CPU ends bit for bit where an undisturbed one does; it refuses the file of another run.
+    Needs an integer `random_state`.
 distributed : bool, default=False
-    Whether this process is one of several begun by ``accelerate launch`` or ``torchrun``, which divide each batch
-    among them. Needs the extra ``skclip[accelerate]``.
+    Whether this process is one of several begun by ``accelerate launch`` or ``torchrun``, which divide each
+    batch among them. Needs the extra ``skclip[accelerate]``.
 device : {"auto", "cpu", "cuda", "cuda:N", "mps"}, default="auto"
     Where to train and to encode; "auto" takes an accelerator if there is one.
 precision : {"auto", "float32", "bf16", "fp16"}, default="auto"
-    Of the towers' products; what is learned is float32. "auto" is half precision on accelerators and float32 on CPUs.
+    Of the towers' products; what is learned is float32. "auto" is half precision on accelerators and float32 on
+    CPUs.
 random_state : int, RandomState or None, default=None
     Initial values, order of the pictures, views, dropout, held-out pictures.
 verbose : int, default=0
     1 shows a progress bar.""",
     "tuning_pictures": """\
 augmentation : {"crop_flip"} or None, default="crop_flip"
-    Whether each epoch sees a random crop of each picture, mirrored half of the time, or the picture as prediction
-    does. Where left and right matter, as in digits, None.
+    Whether each epoch sees a random crop of each picture, mirrored half of the time, or the picture as
+    prediction does. Where left and right matter, as in digits, None.
 min_crop : float, default=0.08
     Smallest share of a picture's area that a random crop shows.
 n_workers : int, default=None
@@ -114,9 +115,9 @@ state_digest_ : str
     Names the weights and what was learned.""",
     "raises_tuning": """\
 ValueError
-    If y holds one class only or a label without name, a prompt is longer than the model reads, the device is not
-    there, `early_stopping` meets classes with one picture each only, the loss stops being finite, or `checkpoint`
-    is of another run.
+    If y holds one class only or a label without name, a prompt is longer than the model reads, the device is
+    not there, `early_stopping` meets classes with one picture each only, the loss stops being finite, or
+    `checkpoint` is of another run.
 KeyboardInterrupt
     Ctrl-C, saying where the checkpoint is and how to go on.""",
     # parameters of what reads pictures

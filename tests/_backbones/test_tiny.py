@@ -81,6 +81,7 @@ def test_unknown_words_warn_with_word_and_position():
         CLIPTextFeatures("skclip-tiny", store=None).transform(["a red circle", "a red giraffe"])
 
 
+@pytest.mark.slow
 def test_training_is_a_function_of_its_seed():
     states = [train_tiny_clip("vit", seed=seed, n_steps=8, n_detail_steps=0)[0].state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -99,6 +100,7 @@ def test_training_never_shows_held_out_pairs(first):
         assert batch["truth"].diagonal()[-1]
 
 
+@pytest.mark.slow
 def test_resumed_training_sees_the_same_pictures():
     whole = _batches("rn", 5, 0, 32, 0, 64)
     resumed = _batches("rn", 5, 16, 32, 0, 64)

@@ -56,6 +56,7 @@ def example():
     return module
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_rows_of_one_transformer(loads, example, tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     (photos / "inner").mkdir(parents=True)

@@ -131,6 +131,7 @@ def _soak(tmp_path: Path, *, n: int, n_kills: int, longest: float) -> None:
     np.testing.assert_allclose(np.linalg.norm(done.features[~unreadable], axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills process groups")
 def test_a_killed_extraction_is_resumed_to_the_same_bytes(tmp_path):
     _soak(tmp_path, n=6000, n_kills=2, longest=0.5)

@@ -80,7 +80,7 @@ def backbones():
 def model(request, backbones, monkeypatch):
     """A backbone that every model name stands for, and labelled features that its class names recognise."""
     backbone = backbones[request.param]
-    backbone.card = types.SimpleNamespace(name="tiny", dim=24, context_length=CONTEXT)
+    backbone.card = types.SimpleNamespace(name="tiny", logit_scale=None, dim=24, context_length=CONTEXT)
     monkeypatch.setattr("skclip.tuning._tuned.load_backbone", lambda *_, **__: backbone)
     rows = backbone.encode_texts([f"a photo of a {name}." for name in NAMES])
     noise = np.random.default_rng(0).normal(size=(30, 24))

@@ -128,8 +128,7 @@ class Adapter(ClassifierMixin, BaseEstimator):
 def encoders(monkeypatch):
     ENCODED.clear()
     monkeypatch.setattr(_clip_classifier, "CLIPFeatures", FakeFeatures)
-    for module in (_clip_classifier, _zero_shot):
-        monkeypatch.setattr(module, "CLIPTextFeatures", FakeText)
+    monkeypatch.setattr(_zero_shot, "CLIPTextFeatures", FakeText)
     monkeypatch.setattr(_zero_shot, "weights_digest", lambda model: f"digest of {model}")
     monkeypatch.setattr(_zero_shot, "get_card", lambda model: SimpleNamespace(logit_scale=10.0))
 
