@@ -83,6 +83,8 @@ class FakeFeatures(TransformerMixin, BaseEstimator):
 
 
 class FakeText(TransformerMixin, BaseEstimator):
+    _encodes_text = True
+
     def __init__(self, model=None, *, device="auto", precision="auto", batch_size="auto", store="memory"):
         self.model = model
         self.device = device
