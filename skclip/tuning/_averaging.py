@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 Tensors = dict[str, "torch.Tensor"]
 
 
-class Averaging:
+class Averaging(ABC):
     """What a training returns in place of its last tensors.
 
     An average begins as a copy of the tensors that training starts with; after every step or epoch, which is its
@@ -21,9 +22,9 @@ class Averaging:
 
     unit: ClassVar[str]  # "step" or "epoch"
 
+    @abstractmethod
     def share(self, count: int) -> float:
         """How far the average moves at the `count`-th unit, which counts from 1."""
-        raise NotImplementedError
 
     def update(self, average: Tensors, learned: Tensors, count: int) -> None:
         """Move the average, in place."""

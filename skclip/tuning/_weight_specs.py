@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -200,7 +201,7 @@ class SingularValues:
         return (factors.left * factors.values) @ factors.right
 
 
-class _Parameters:
+class _Parameters(ABC):
     """Whole parameters, trained as they are under their own names."""
 
     def start(self, module: torch.nn.Module, generator: torch.Generator | None = None) -> Tensors:
@@ -215,9 +216,9 @@ class _Parameters:
     ) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
         return {}
 
+    @abstractmethod
     def names(self, module: torch.nn.Module) -> list[str]:
         """Full names of the parameters that are trained."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

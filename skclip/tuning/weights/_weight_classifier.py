@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Self
@@ -55,9 +56,9 @@ class WeightClassifier(TowerClassifier):
     encoder: str
     template: str
 
+    @abstractmethod
     def _spec(self, sides: Sequence[str]) -> WeightSpec:
         """What is trained of these towers."""
-        raise NotImplementedError
 
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Learn from labelled pictures.
