@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shlex
@@ -44,13 +45,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import sklearn
 import torch
@@ -598,9 +599,9 @@ def main() -> None:
     rows = read(options.json)
     done = {key_of(row) for row in rows}
     wanted = [entry for entry in plan(options.only, methods, seeds) if entry not in done]
-    with joblib.parallel_config("loky", n_jobs=options.jobs, inner_max_num_threads=1):
-        results = joblib.Parallel(return_as="generator")(joblib.delayed(measure)(*entry, drawn) for entry in wanted)
-        for row in results:
+    os.environ["OMP_NUM_THREADS"] = "1"  # processes that are spawned read it as they begin
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        for row in pool.map(partial(measure, seeds=drawn), *zip(*wanted, strict=True)):
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
             if options.json:
