@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from skclip._media import PictureError, describe
 from skclip._media._sources import check_pixels, table_kind
-from skclip.features._clip_features import CLIPFeatures
-from skclip.features._dense_features import DenseCLIPFeatures
 from skclip.features._extraction import block_size, encode_blocks
 from skclip.features._source_tables import PICTURE_COLUMNS, picture_in_cell
+from skclip.features._transformer import PictureTransformer
 
 # What engines call a column of pictures; bytes before the path that they were read from.
 _COLUMNS = tuple(dict.fromkeys(("image", "img", "bytes", "content", "jpg", "jpeg", "png", "webp", *PICTURE_COLUMNS)))
@@ -24,7 +23,7 @@ class BatchEncoder:
 
     Parameters
     ----------
-    features : CLIPFeatures or DenseCLIPFeatures
+    features : CLIPFeatures, DenseCLIPFeatures or CLIPLayerStatistics
         What is extracted and how. Take ``store=None``: what passes by once need not be kept. With ``on_error="raise"``,
         its default, the first picture that cannot be read ends the run; with ``"nan"`` its row is NaN, and `error`
         tells why.
@@ -68,15 +67,15 @@ class BatchEncoder:
 
     def __init__(
         self,
-        features: CLIPFeatures | DenseCLIPFeatures,
+        features: PictureTransformer,
         *,
         column: str | None = None,
         output: str = "features",
         error: str = "error",
         keep_pictures: bool = True,
     ) -> None:
-        if not isinstance(features, (CLIPFeatures, DenseCLIPFeatures)):
-            raise TypeError(f"features={features!r} must be a CLIPFeatures or a DenseCLIPFeatures.")
+        if not isinstance(features, PictureTransformer):
+            raise TypeError(f"features={features!r} must be a transformer of pictures, such as CLIPFeatures.")
         if output == error:
             raise ValueError(f"output={output!r} and error={error!r} must be two columns.")
         self.features = features

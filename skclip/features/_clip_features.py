@@ -8,37 +8,22 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import TransformerMixin
-from sklearn.utils import check_random_state
 
 from skclip._backbones import DEFAULT_MODEL, get_card
-from skclip._media import check_images
-from skclip.features._extraction import Execution, encode_pictures, plan_execution, reading_parameters
 from skclip.features._readings import WHOLE
-from skclip.utils import SkclipBase
+from skclip.features._transformer import (
+    EXECUTION_CONSTRAINTS,
+    READING_CONSTRAINTS,
+    PictureTransformer,
+    encode_training,
+)
 from skclip.utils._arrays import unit_rows
 from skclip.utils._docs import fill_doc
-from skclip.utils._params import Interval, StrOptions, check_parameters
-
-EXECUTION_CONSTRAINTS: dict[str, list[Any]] = {
-    "normalize": ["boolean"],
-    "device": [str],
-    "precision": [StrOptions({"auto", "float32", "bf16", "fp16"})],
-    "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
-    "store": [str, Path, None],
-}
-READING_CONSTRAINTS: dict[str, list[Any]] = {
-    "compile": ["boolean"],
-    "decode": [StrOptions({"exact", "fast"})],
-    "workers": [StrOptions({"threads", "processes"})],
-    "n_workers": [Interval(Integral, 1, None, closed="left"), None],
-    "on_error": [StrOptions({"raise", "nan"})],
-    "verbose": ["verbose"],
-}
+from skclip.utils._params import Interval, StrOptions
 
 
 @fill_doc
-class CLIPFeatures(TransformerMixin, SkclipBase):
+class CLIPFeatures(PictureTransformer):
     """Turn pictures into CLIP features: the first step of a pipeline.
 
     Parameters
@@ -96,8 +81,10 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
     (3, 128)
     """
 
+    _reading = WHOLE
     _parameter_constraints: dict[str, list[Any]] = {
         "model": [str],
+        "normalize": ["boolean"],
         "n_views": [Interval(Integral, 1, None, closed="left")],
         "augmentation": [StrOptions({"crop_flip"}), None],
         "random_state": ["random_state"],
@@ -176,7 +163,7 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
             If X is a single picture, or an item is not a picture.
         """
         self._check()
-        return self._encode(X, n_views=1, seed=0)[:, 0]
+        return self._encode(X)[:, 0]
 
     def fit_transform(self, X: Any, y: Any = None) -> NDArray[np.float32]:
         """Features of training pictures, with views where ``n_views`` asks for them.
@@ -191,54 +178,12 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
         features : ndarray of shape (n, d), or (n, n_views, d) for ``n_views > 1``, float32
         """
         self._fit()
-        if self.n_views == 1:
-            return self._encode(X, n_views=1, seed=0)[:, 0]
-        seed = int(check_random_state(self.random_state).randint(2**31))
-        return self._encode(X, n_views=self.n_views, seed=seed)
-
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray:
-        """Names ``clipfeatures0 ... clipfeatures<d-1>``.
-
-        Parameters
-        ----------
-        input_features : Ignored
-
-        Returns
-        -------
-        names : ndarray of shape (d,), str objects
-        """
-        width = self._n_features_out if hasattr(self, "_n_features_out") else self._width()
-        return np.asarray([f"clipfeatures{i}" for i in range(width)], dtype=object)
-
-    def load_backbone(self) -> Any:
-        """The model underneath, loaded into this process's cache if it is not there.
-
-        Returns
-        -------
-        Backbone
-            With ``module`` (the open_clip model, frozen: never change it), ``card``, ``tokenizer``, ``device``.
-        """
-        return self._execution().backbone()
+        return encode_training(self, X)
 
     def _check(self) -> None:
-        check_parameters(self)
+        super()._check()
         if self.augmentation is None and self.n_views > 1:
             raise ValueError(f"n_views={self.n_views} needs augmentation='crop_flip'; augmentation is None.")
-
-    def _fit(self) -> None:
-        self._check()
-        if hasattr(self, "_n_features_out"):
-            del self._n_features_out  # what follows is a new fit: a missing device is an error again
-        self._execution()
-        self._n_features_out: int = self._width()
-
-    def _encode(self, X: Any, *, n_views: int, seed: int) -> NDArray[np.float32]:
-        pictures = check_images(X)
-        rows = encode_pictures(pictures, range(n_views), self._execution(), seed=seed, on_error=self.on_error)
-        return self._finish(rows.reshape(-1, rows.shape[2])).reshape(rows.shape)
-
-    # What streaming extraction needs of a transformer: what is read, the width of a row, and how it ends.
-    _reading = WHOLE
 
     def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features (n, d) of raw rows."""
@@ -246,19 +191,3 @@ class CLIPFeatures(TransformerMixin, SkclipBase):
 
     def _width(self) -> int:
         return get_card(self.model).dim
-
-    def _execution(self) -> Execution:
-        return plan_execution(self, self.model, **reading_parameters(self))
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_n_features_out")
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.transformer_tags.preserves_dtype = []
-        tags.input_tags.two_d_array = False
-        tags.input_tags.one_d_array = True
-        tags.input_tags.three_d_array = True
-        tags.input_tags.string = True
-        return tags

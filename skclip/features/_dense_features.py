@@ -8,21 +8,17 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import TransformerMixin
 
 from skclip._backbones import DEFAULT_MODEL, get_card, grid_shape
-from skclip._media import check_images
-from skclip.features._clip_features import EXECUTION_CONSTRAINTS, READING_CONSTRAINTS
-from skclip.features._extraction import Execution, encode_pictures, plan_execution, reading_parameters
 from skclip.features._readings import PLACES
-from skclip.utils import SkclipBase
+from skclip.features._transformer import EXECUTION_CONSTRAINTS, READING_CONSTRAINTS, PictureTransformer
 from skclip.utils._arrays import unit_rows
 from skclip.utils._docs import fill_doc
-from skclip.utils._params import StrOptions, check_parameters
+from skclip.utils._params import StrOptions
 
 
 @fill_doc
-class DenseCLIPFeatures(TransformerMixin, SkclipBase):
+class DenseCLIPFeatures(PictureTransformer):
     """Turn pictures into grids of CLIP features: what is where, in the space of the text.
 
     The image tower's last attention gathers the whole picture into one embedding. Read without it, each place keeps
@@ -87,11 +83,13 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
     (3, 4736)
     """
 
+    _reading = PLACES
     _parameter_constraints: dict[str, list[Any]] = {
         "model": [str],
         "mode": [StrOptions({"value"})],
         "layout": [StrOptions({"grid", "flat"})],
         "global_token": ["boolean"],
+        "normalize": ["boolean"],
         **READING_CONSTRAINTS,
         **EXECUTION_CONSTRAINTS,
     }
@@ -149,13 +147,9 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
         ValueError
             If a parameter does not fit, or the image tower of the model cannot be opened.
         """
-        self._check()
-        if hasattr(self, "_n_features_out"):
-            del self._n_features_out  # what follows is a new fit: a missing device is an error again
-        self._execution()
+        self._fit()
         self.grid_shape_ = grid_shape(get_card(self.model))
         self.n_tokens_ = self._n_tokens()
-        self._n_features_out: int = self._n_names()
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -178,40 +172,12 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
             If X is a single picture, or an item is not a picture.
         """
         self._check()
-        pictures, execution = check_images(X), self._execution()
-        rows = encode_pictures(pictures, range(1), execution, seed=0, on_error=self.on_error, reading=PLACES)
-        return self._finish(rows[:, 0])
-
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray:
-        """Names ``denseclipfeatures0 ...``, one per column of the flat layout, or per channel of the grid.
-
-        Parameters
-        ----------
-        input_features : Ignored
-
-        Returns
-        -------
-        names : ndarray of str objects
-        """
-        width = self._n_features_out if hasattr(self, "_n_features_out") else self._n_names()
-        return np.asarray([f"denseclipfeatures{i}" for i in range(width)], dtype=object)
-
-    def load_backbone(self) -> Any:
-        """The model underneath, as `CLIPFeatures.load_backbone` gives it.
-
-        Returns
-        -------
-        Backbone
-        """
-        return self._execution().backbone()
+        return self._encode(X)[:, 0]
 
     def _check(self) -> None:
-        check_parameters(self)
+        super()._check()
         if self.global_token and self.layout == "grid":
             raise ValueError('global_token=True has no place in layout="grid"; pass layout="flat".')
-
-    # What streaming extraction needs of a transformer: what is read, the width of a row, and how it ends.
-    _reading = PLACES
 
     def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features of raw rows (n, (1 + h * w) * d), in the shape that `layout` asks for."""
@@ -234,19 +200,3 @@ class DenseCLIPFeatures(TransformerMixin, SkclipBase):
 
     def _n_tokens(self) -> int:
         return prod(grid_shape(get_card(self.model))) + bool(self.global_token)
-
-    def _execution(self) -> Execution:
-        return plan_execution(self, self.model, **reading_parameters(self))
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_n_features_out")
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.transformer_tags.preserves_dtype = []
-        tags.input_tags.two_d_array = False
-        tags.input_tags.one_d_array = True
-        tags.input_tags.three_d_array = True
-        tags.input_tags.string = True
-        return tags

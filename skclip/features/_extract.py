@@ -21,11 +21,11 @@ from skclip import __version__
 from skclip._backbones import resolve_device, resolve_precision, weights_digest
 from skclip._media import PictureError
 from skclip.features._clip_features import CLIPFeatures
-from skclip.features._dense_features import DenseCLIPFeatures
 from skclip.features._devices import encode_on_devices, local_devices
 from skclip.features._extraction import Execution, Progress, block_size, encode_blocks, logger, picture_transform
 from skclip.features._outputs import Extraction, open_extraction, open_writer
 from skclip.features._sources import SourceItem, open_source
+from skclip.features._transformer import PictureTransformer
 
 # A measured size would depend on the moment, and the last bits of a row can depend on the size.
 _CPU_BATCH = 16
@@ -45,7 +45,7 @@ def in_blocks(items: Iterator[SourceItem], size: int) -> Iterator[list[SourceIte
 def extract(
     source: Any,
     out: str | os.PathLike[str],
-    features: CLIPFeatures | DenseCLIPFeatures | None = None,
+    features: PictureTransformer | None = None,
     *,
     column: str | None = None,
     shard: str | tuple[int, int] | None = None,
@@ -72,7 +72,7 @@ def extract(
         - a ``datasets.Dataset``.
     out : str or Path
         A folder; made if missing.
-    features : CLIPFeatures or DenseCLIPFeatures, default=None
+    features : CLIPFeatures, DenseCLIPFeatures or CLIPLayerStatistics, default=None
         What is extracted and how: model, precision, batch size, readers. None is ``CLIPFeatures()``. Rows
         are those of its `transform`, those of a grid flattened. A store in memory is not used; one in a folder is.
     column : str, default=None
@@ -176,7 +176,7 @@ def extract(
 
 def stream_features(
     source: Any,
-    features: CLIPFeatures | DenseCLIPFeatures,
+    features: PictureTransformer,
     *,
     column: str | None = None,
     shard: str | tuple[int, int] | None = None,
@@ -197,7 +197,7 @@ def stream_features(
 
 def encode_items(
     items: Iterator[SourceItem],
-    encoder: CLIPFeatures | DenseCLIPFeatures,
+    encoder: PictureTransformer,
     executions: Sequence[Execution],
     progress: Progress,
     form_blocks: FormBlocks = in_blocks,
@@ -223,8 +223,8 @@ def encode_items(
 
 
 def _check(encoder: Any, on_error: str) -> None:
-    if not isinstance(encoder, (CLIPFeatures, DenseCLIPFeatures)):
-        raise TypeError(f"features={encoder!r} must be a CLIPFeatures or a DenseCLIPFeatures.")
+    if not isinstance(encoder, PictureTransformer):
+        raise TypeError(f"features={encoder!r} must be a transformer of pictures, such as CLIPFeatures.")
     if on_error not in ("nan", "raise"):
         raise ValueError(f"on_error={on_error!r} must be 'nan' or 'raise'.")
     encoder._check()

@@ -8,22 +8,23 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import TransformerMixin
-from sklearn.utils import check_random_state
 
 from skclip._backbones import DEFAULT_MODEL, get_card
-from skclip._media import Augmentation, check_images
-from skclip.features._clip_features import EXECUTION_CONSTRAINTS, READING_CONSTRAINTS
-from skclip.features._extraction import Execution, encode_pictures, plan_execution, reading_parameters
+from skclip._media import Augmentation
 from skclip.features._readings import LAYERS, layer_shape
-from skclip.utils import SkclipBase
+from skclip.features._transformer import (
+    EXECUTION_CONSTRAINTS,
+    READING_CONSTRAINTS,
+    PictureTransformer,
+    encode_training,
+)
 from skclip.utils._arrays import unit_rows
 from skclip.utils._docs import fill_doc
-from skclip.utils._params import Interval, check_parameters
+from skclip.utils._params import Interval
 
 
 @fill_doc
-class CLIPLayerStatistics(TransformerMixin, SkclipBase):
+class CLIPLayerStatistics(PictureTransformer):
     """Turn pictures into CLIP features with the mean and the deviation of the tokens of every layer behind them.
 
     The statistics of the lower layers tell how a picture is made (its style), those of the upper ones what it shows.
@@ -89,13 +90,14 @@ class CLIPLayerStatistics(TransformerMixin, SkclipBase):
     (3, 3, 896)
     """
 
+    _reading = LAYERS
     _parameter_constraints: dict[str, list[Any]] = {
         "model": [str],
         "n_views": [Interval(Integral, 1, None, closed="left")],
         "augmentation": [str],
         "random_state": ["random_state"],
         **READING_CONSTRAINTS,
-        **{name: kinds for name, kinds in EXECUTION_CONSTRAINTS.items() if name != "normalize"},
+        **EXECUTION_CONSTRAINTS,
     }
 
     def __init__(
@@ -149,12 +151,8 @@ class CLIPLayerStatistics(TransformerMixin, SkclipBase):
         ValueError
             If a parameter does not fit, or the image tower of the model cannot be opened.
         """
-        self._check()
-        if hasattr(self, "_n_features_out"):
-            del self._n_features_out  # what follows is a new fit: a missing device is an error again
-        self._execution()
+        self._fit()
         self.layer_shape_ = layer_shape(get_card(self.model))
-        self._n_features_out: int = self._width()
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -177,7 +175,7 @@ class CLIPLayerStatistics(TransformerMixin, SkclipBase):
             If X is a single picture, or an item is not a picture.
         """
         self._check()
-        return self._encode(X, n_views=1, seed=0)[:, 0]
+        return self._encode(X)[:, 0]
 
     def fit_transform(self, X: Any, y: Any = None) -> NDArray[np.float32]:
         """Features and statistics of training pictures, with views where `n_views` asks for them.
@@ -193,52 +191,11 @@ class CLIPLayerStatistics(TransformerMixin, SkclipBase):
             With ``width = d + 2 * L * W``.
         """
         self.fit(X)
-        if self.n_views == 1:
-            return self._encode(X, n_views=1, seed=0)[:, 0]
-        seed = int(check_random_state(self.random_state).randint(2**31))
-        return self._encode(X, n_views=self.n_views, seed=seed)
-
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray:
-        """Names ``cliplayerstatistics0 ...``, one per column.
-
-        Parameters
-        ----------
-        input_features : Ignored
-
-        Returns
-        -------
-        names : ndarray of str objects
-        """
-        width = self._n_features_out if hasattr(self, "_n_features_out") else self._width()
-        return np.asarray([f"cliplayerstatistics{i}" for i in range(width)], dtype=object)
-
-    def load_backbone(self) -> Any:
-        """The model underneath, as `CLIPFeatures.load_backbone` gives it.
-
-        Returns
-        -------
-        Backbone
-        """
-        return self._execution().backbone()
+        return encode_training(self, X, Augmentation(self.augmentation))
 
     def _check(self) -> None:
-        check_parameters(self)
+        super()._check()
         Augmentation(self.augmentation)
-
-    def _encode(self, X: Any, *, n_views: int, seed: int) -> NDArray[np.float32]:
-        rows = encode_pictures(
-            check_images(X),
-            range(n_views),
-            self._execution(),
-            seed=seed,
-            on_error=self.on_error,
-            reading=LAYERS,
-            augmentation=Augmentation(self.augmentation),
-        )
-        return self._finish(rows.reshape(-1, rows.shape[2])).reshape(rows.shape)
-
-    # What streaming extraction needs of a transformer: what is read, the width of a row, and how it ends.
-    _reading = LAYERS
 
     def _finish(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Rows (n, width) of raw rows."""
@@ -247,19 +204,3 @@ class CLIPLayerStatistics(TransformerMixin, SkclipBase):
 
     def _width(self) -> int:
         return LAYERS.width(get_card(self.model))
-
-    def _execution(self) -> Execution:
-        return plan_execution(self, self.model, **reading_parameters(self))
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_n_features_out")
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.transformer_tags.preserves_dtype = []
-        tags.input_tags.two_d_array = False
-        tags.input_tags.one_d_array = True
-        tags.input_tags.three_d_array = True
-        tags.input_tags.string = True
-        return tags

@@ -7,17 +7,14 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import TransformerMixin
 
 from skclip._backbones import DEFAULT_MODEL, get_card
-from skclip.features._clip_features import EXECUTION_CONSTRAINTS
 from skclip.features._extraction import Execution, encode_texts, plan_execution
-from skclip.utils import SkclipBase
+from skclip.features._transformer import EXECUTION_CONSTRAINTS, ModelTransformer
 from skclip.utils._arrays import unit_rows
-from skclip.utils._params import check_parameters
 
 
-class CLIPTextFeatures(TransformerMixin, SkclipBase):
+class CLIPTextFeatures(ModelTransformer):
     """Turn texts into CLIP features, in the space of `CLIPFeatures` of the same model.
 
     Parameters
@@ -55,7 +52,11 @@ class CLIPTextFeatures(TransformerMixin, SkclipBase):
 
     # `CLIPClassifier` fills in the model of what encodes class names
     _encodes_text = True
-    _parameter_constraints: dict[str, list[Any]] = {"model": [str, None], **EXECUTION_CONSTRAINTS}
+    _parameter_constraints: dict[str, list[Any]] = {
+        "model": [str, None],
+        "normalize": ["boolean"],
+        **EXECUTION_CONSTRAINTS,
+    }
 
     def __init__(
         self,
@@ -87,11 +88,7 @@ class CLIPTextFeatures(TransformerMixin, SkclipBase):
         -------
         self : CLIPTextFeatures
         """
-        check_parameters(self)
-        if hasattr(self, "_n_features_out"):
-            del self._n_features_out
-        self._execution()
-        self._n_features_out: int = get_card(self._model()).dim
+        self._fit()
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -114,32 +111,9 @@ class CLIPTextFeatures(TransformerMixin, SkclipBase):
         TypeError
             If X is a single text, or an item is not a text; the message names its position.
         """
-        check_parameters(self)
+        self._check()
         rows = encode_texts(check_texts(X), self._execution())
         return unit_rows(rows) if self.normalize else rows
-
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray:
-        """Names ``cliptextfeatures0 ... cliptextfeatures<d-1>``.
-
-        Parameters
-        ----------
-        input_features : Ignored
-
-        Returns
-        -------
-        names : ndarray of shape (d,), str objects
-        """
-        width = self._n_features_out if hasattr(self, "_n_features_out") else get_card(self._model()).dim
-        return np.asarray([f"cliptextfeatures{i}" for i in range(width)], dtype=object)
-
-    def load_backbone(self) -> Any:
-        """The model underneath, as `CLIPFeatures.load_backbone` gives it.
-
-        Returns
-        -------
-        Backbone
-        """
-        return self._execution().backbone()
 
     def _model(self) -> str:
         return DEFAULT_MODEL if self.model is None else self.model
@@ -147,17 +121,8 @@ class CLIPTextFeatures(TransformerMixin, SkclipBase):
     def _execution(self) -> Execution:
         return plan_execution(self, self._model())
 
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_n_features_out")
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.transformer_tags.preserves_dtype = []
-        tags.input_tags.two_d_array = False
-        tags.input_tags.one_d_array = True
-        tags.input_tags.string = True
-        return tags
+    def _n_names(self) -> int:
+        return get_card(self._model()).dim
 
 
 def check_texts(X: Any) -> list[str]:

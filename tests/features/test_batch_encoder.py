@@ -153,7 +153,7 @@ def test_what_is_no_batch_is_refused(pictures):
         encoder({"image": pictures[:1].astype(float)})
     with pytest.raises(TypeError, match="cuts trailing zero bytes"):
         encoder({"bytes": np.array([b"abc"])})
-    with pytest.raises(TypeError, match="must be a CLIPFeatures or a DenseCLIPFeatures"):
+    with pytest.raises(TypeError, match="must be a transformer of pictures"):
         BatchEncoder("skclip-tiny")
     with pytest.raises(ValueError, match="must be two columns"):
         BatchEncoder(LENIENT, output="x", error="x")

@@ -15,6 +15,7 @@ from PIL import Image
 from skclip.datasets import make_picture_world
 from skclip.features import (
     CLIPFeatures,
+    CLIPLayerStatistics,
     DenseCLIPFeatures,
     OutputError,
     PictureError,
@@ -88,6 +89,11 @@ def test_places_are_flattened(pictures, out):
     dense = DenseCLIPFeatures("skclip-tiny", store=None)
     done = run(pictures[:3], out, dense)
     np.testing.assert_allclose(done.features, dense.transform(pictures[:3]).reshape(3, -1), atol=1e-6)
+
+
+def test_statistics_of_layers(pictures, out):
+    layers = CLIPLayerStatistics("skclip-tiny", store=None)
+    np.testing.assert_allclose(run(pictures[:3], out, layers).features, layers.transform(pictures[:3]), atol=1e-5)
 
 
 def test_raw_rows(pictures, out):
