@@ -136,6 +136,11 @@ def test_every_estimator_with_a_public_name_is_exported():
     assert defined == public
 
 
+@pytest.mark.parametrize(("name", "cls"), all_estimators())
+def test_constraints_are_of_parameters(name, cls):
+    assert set(cls._parameter_constraints) <= set(cls._get_param_names())
+
+
 # what scikit-learn can check of a class without giving it data
 DATA_FREE = [
     sklearn_checks.check_estimator_cloneable,

@@ -158,7 +158,7 @@ class TextTower:
             Branches on a tower that cannot be opened; weights go with every tower.
         """
         if branches:
-            self._check_opened("branches")
+            self._check_opened("branches beside projections", "Low-rank weights without dropout need none.")
         ids = ids.to(self.device)
         return self._opened.run(lambda module: encode_plain(module, ids, branches, self._path), weights)
 
@@ -186,12 +186,12 @@ class TextTower:
                 "vectors for all classes, before the names."
             )
 
-    def _check_opened(self, what: str) -> None:
+    def _check_opened(self, what: str, alternative: str = "Adapters on features work with every model.") -> None:
         trouble = "is one of transformers" if self._foreign else _trouble(text_tower(self._module))
         if trouble:
             raise OpenedTowerError(
                 f"model={self.name!r}: its text tower {trouble}, and {what} need a tower of OpenAI's kind, as those of "
-                "ViT-B-32 and ViT-L-14 are. Adapters on features work with every model."
+                f"ViT-B-32 and ViT-L-14 are. {alternative}"
             )
 
 

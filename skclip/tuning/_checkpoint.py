@@ -63,11 +63,11 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: Mapping[str, Any], fin
     from safetensors.torch import save_file
 
     there = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    head = {"kind": _KIND, "version": _VERSION, "fingerprint": dict(fingerprint), "facts": dict(facts)}
+    head = {"version": _VERSION, "fingerprint": dict(fingerprint), "facts": dict(facts)}
     text = json.dumps(head)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(there, temporary, metadata={"training": text, "digest": _digest(there, text)})
+        save_file(there, temporary, metadata={"kind": _KIND, "training": text, "digest": _digest(there, text)})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -99,9 +99,9 @@ def read_checkpoint(path: Path, fingerprint: Mapping[str, Any]) -> tuple[Tensors
             f"checkpoint={str(path)!r} cannot be read: {error}. It is damaged or no checkpoint of a training; remove "
             "it to begin anew."
         ) from error
-    text = metadata.get("training", "")
-    if json.loads(text or "{}").get("kind") != _KIND:
+    if metadata.get("kind") != _KIND:
         raise CheckpointError(f"checkpoint={str(path)!r} is no checkpoint of a training; give another path.")
+    text = metadata["training"]
     if metadata.get("digest") != _digest(tensors, text):
         raise CheckpointError(f"checkpoint={str(path)!r} is damaged; remove it to begin anew.")
     head = json.loads(text)

@@ -43,6 +43,7 @@ class Recipe:
     clip_norm: float | None = None  # largest norm of all gradients together
     averaging: Averaging | None = None
     shuffle: bool = True
+    drop_last: bool = True  # whether an incomplete last batch of shuffled pictures waits for the next epoch
     n_iter_no_change: int | None = None  # epochs without a better validation score before training ends
 
 
@@ -122,7 +123,7 @@ def train(
     weights : array-like of shape (n,) or None
         Divided by their mean over all pictures, not over a batch: a heavy picture weighs the same in whatever company.
     recipe : Recipe
-        An incomplete last batch is left out where pictures are shuffled and fill a batch at least.
+        An incomplete last batch is never left out where it is the only one, or nothing is shuffled.
     groups : dict of Group, default=None
         By names of `learned`, or patterns of them such as ``"visual.*"``; of several that fit the first counts.
     generator : torch.Generator
@@ -201,8 +202,8 @@ def train(
 
 
 def n_batches(n: int, recipe: Recipe) -> int:
-    """Steps of an epoch of n pictures: an incomplete batch counts where it is the only one or nothing is shuffled."""
-    if recipe.shuffle and n >= recipe.batch_size:
+    """Steps of an epoch of n pictures."""
+    if recipe.shuffle and recipe.drop_last and n >= recipe.batch_size:
         return n // recipe.batch_size
     return math.ceil(n / recipe.batch_size)
 

@@ -80,6 +80,7 @@ class _Perceptron(LogitsMixin, SkclipBase):
             optimizer="adamw",
             weight_decay=0.0,  # without decay AdamW is Adam
             schedule="constant",
+            drop_last=False,
         )
         inputs = FeatureInputs(torch.from_numpy((rows - centre) / scale)[:, None].to(device))
         trained = train(

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from copy import copy
+from functools import partial
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -77,6 +78,14 @@ PICTURE_CONSTRAINTS: dict[str, list[Any]] = {
 
 # what it was that a checkpoint was written for does not change with these
 _NOT_OF_THE_RUN = ("checkpoint", "device", "distributed", "n_workers", "store", "verbose", "warm_start")
+
+
+class Before(NamedTuple):
+    """What was learned before, of which model and for which classes."""
+
+    state: dict[str, NDArray]
+    weights_digest: str
+    classes: NDArray
 
 
 class Examples(NamedTuple):
@@ -177,9 +186,13 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
         """How to train with so many pictures."""
 
-    def _before(self) -> dict[str, NDArray] | None:
-        """What was learned before and training goes on from; None is to begin with `_start`."""
-        return self.state_delta_ if self.warm_start and hasattr(self, "state_delta_") else None
+    def _goes_on(self) -> bool:
+        """Whether training goes on from what was learned before, if anything was."""
+        return self.warm_start
+
+    def _is_of_classes(self) -> bool:
+        """Whether what is learned belongs to single classes."""
+        return False
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
         """Fill ``setting.constants`` before training begins."""
@@ -199,7 +212,9 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
             check_parameters(self)
             self._check_checkpoint()
             processes = join_processes(resolve_device(self.device), self.distributed)
-            before = self._before()
+            before = None
+            if self._goes_on() and hasattr(self, "state_delta_"):
+                before = Before(self.state_delta_, self.weights_digest_, self.classes_)
             examples = self._examples(X, y, sample_weight)
             classes, names = self.classes_, self._names(self.classes_)
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -241,7 +256,7 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
         given = self.state_delta_ if state is None else state
         return {name: torch.tensor(value, device=setting.device) for name, value in given.items()}
 
-    def _train(self, setting: Setting, examples: Examples, before: dict[str, NDArray] | None) -> Trained:
+    def _train(self, setting: Setting, examples: Examples, before: Before | None) -> Trained:
         import torch
 
         from skclip.tuning._engine import train
@@ -254,7 +269,8 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
         self._prepare(setting, examples)
         learned = self._start(setting)
         if before is not None:
-            learned = _continued(before, learned)
+            self._check_same_kind(before, setting, learned)
+            learned = {name: torch.tensor(value) for name, value in before.state.items()}
         terms = self._terms(setting)
 
         def losses(batch: Batch) -> dict[str, torch.Tensor]:
@@ -281,6 +297,27 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
             verbose=self.verbose,
             name=type(self).__name__,
         )
+
+    def _check_same_kind(self, before: Before, setting: Setting, start: Tensors) -> None:
+        """Refuse to go on from what was learned of something else."""
+        if before.weights_digest != setting.backbone.digest:
+            raise ValueError(
+                f"What was learned before belongs to other weights (digest {before.weights_digest[:12]}) than those of "
+                f"{self._model_name()!r} ({setting.backbone.digest[:12]}). Fit a clone."
+            )
+        if self._is_of_classes() and not np.array_equal(before.classes, setting.classes):
+            raise ValueError(
+                f"What {type(self).__name__} has learned belongs to the classes {before.classes[:5].tolist()}, so that "
+                f"it cannot go on with {setting.classes[:5].tolist()}. Fit a clone."
+            )
+        shapes, wanted = (
+            {name: tuple(value.shape) for name, value in given.items()} for given in (before.state, start)
+        )
+        if shapes != wanted:
+            raise ValueError(
+                f"warm_start=True and partial_fit go on from tensors of shapes {shapes}, but the parameters now ask "
+                f"for {wanted}. Fit a clone, or set the parameters back."
+            )
 
     def _validation(self, setting: Setting, learned: Tensors, held: Examples) -> Callable[[], float]:
         """A function that tells the share of held-out pictures that are recognised now."""
@@ -359,12 +396,12 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
         params = {name: value for name, value in self.get_params(deep=False).items() if name not in but}
         return {"estimator": type(self).__name__, **{name: _shown(value) for name, value in sorted(params.items())}}
 
-    def _fingerprint(self, setting: Setting, examples: Examples, before: dict[str, NDArray] | None) -> dict[str, str]:
+    def _fingerprint(self, setting: Setting, examples: Examples, before: Before | None) -> dict[str, str]:
         """What a run depends on, so that a checkpoint is not taken up by another."""
         return {
             **self._described(_NOT_OF_THE_RUN),
             "weights": setting.backbone.digest,
-            "start": "None" if before is None else _digest(before, ""),
+            "start": "None" if before is None else _digest(before.state, ""),
             "classes": repr(setting.classes.tolist()),
             "names": repr(setting.names),
             "y": _hash(examples.codes),
@@ -430,12 +467,7 @@ class PromptClassifier(TunedClassifier):
         return unit_rows(X)
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
-        width = setting.backbone.card.dim
-        if examples.X.shape[2] != width:
-            raise ValueError(
-                f"X has {examples.X.shape[2]} features, but the text tower of {self._model_name()!r} gives {width}; "
-                "both must come from one model."
-            )
+        check_width(examples.X, setting.backbone.card.dim, self._model_name())
         text = setting.class_text("a photo of a {}.")
         known = ClassText(text.cpu().numpy(), setting.logit_scale, None)
         plain = Training(examples.X[:, 0], examples.codes, None, 1, np.arange(len(examples.codes)))
@@ -538,12 +570,12 @@ class TowerClassifier(TunedClassifier):
         Returns
         -------
         TunedCLIPFeatures
-            Fitted; ``transform`` is `encode_image`.
+            Fitted; ``transform`` is the `encode_image` of now, whatever is fitted to this classifier later.
         """
         from skclip.tuning._tuned_features import TunedCLIPFeatures
 
         check_is_fitted(self)
-        return TunedCLIPFeatures(FrozenEstimator(self)).fit()
+        return TunedCLIPFeatures(FrozenEstimator(copy(self))).fit()
 
     def _image_encoder(self, learned: Tensors, setting: Setting) -> Callable[[torch.Tensor], torch.Tensor]:
         """The tuned tower as one function of normalised pictures, which several threads may call at once."""
@@ -560,12 +592,15 @@ class TowerClassifier(TunedClassifier):
             kept = np.flatnonzero(weights)
             pictures, labels, weights = take_rows(pictures, kept), labels[kept], weights[kept]
         self.classes_, codes = np.unique(labels, return_inverse=True)
+        self._check_classes()
+        return Examples(pictures, codes, weights)
+
+    def _check_classes(self) -> None:
         if len(self.classes_) < 2:
             raise ValueError(
                 f"y holds one class only, {self.classes_[0].item()!r}; {type(self).__name__} needs at least two "
                 "classes."
             )
-        return Examples(pictures, codes, weights)
 
     def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
         import torch
@@ -636,28 +671,24 @@ def names_of(class_names: Any, classes: NDArray, who: str) -> list[str]:
     return [name.replace("_", " ") for name in names]
 
 
+def check_width(rows: NDArray, width: int, model: str) -> None:
+    """Refuse features that the text of `model` cannot be compared with."""
+    if rows.shape[-1] != width:
+        raise ValueError(
+            f"X has {rows.shape[-1]} features, but the text tower of {model!r} gives {width}; both must come from one "
+            "model."
+        )
+
+
 def check_pictures(X: Any, who: str) -> Any:
     """`check_images`, which says what to do with features."""
     shape, kind = getattr(X, "shape", ()), getattr(getattr(X, "dtype", None), "kind", "")
     if kind == "f" and len(shape) in (2, 3):
         raise ValueError(
-            f"{who} changes the image tower and so learns from pictures, but X is a matrix of numbers of shape "
-            f"{shape}. Pass the pictures themselves; for features use CoOpClassifier or an adapter."
+            f"{who} reads the pictures themselves here, but X is a matrix of numbers of shape {shape}. From features "
+            "learn CoOpClassifier and the adapters."
         )
     return check_images(X)
-
-
-def _continued(before: dict[str, NDArray], start: Tensors) -> Tensors:
-    """What was learned before, if it is of the kind that is to be learned now."""
-    import torch
-
-    shapes, wanted = ({name: tuple(value.shape) for name, value in given.items()} for given in (before, start))
-    if shapes != wanted:
-        raise ValueError(
-            f"warm_start=True and partial_fit go on from tensors of shapes {shapes}, but the parameters now ask for "
-            f"{wanted}. Fit a clone, or set the parameters back."
-        )
-    return {name: torch.tensor(value) for name, value in before.items()}
 
 
 def _digest(state: dict[str, NDArray], weights: str) -> str:
@@ -677,6 +708,10 @@ def _shown(value: Any) -> str:
         return f"{{{', '.join(f'{_shown(key)}: {_shown(one)}' for key, one in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"{type(value).__name__}({', '.join(map(_shown, value))})"
+    if hasattr(value, "get_params") and not isinstance(value, type):
+        return f"{type(value).__name__}{_shown(value.get_params(deep=False))}"
+    if isinstance(value, partial):
+        return f"partial{_shown((value.func, value.args, value.keywords))}"
     code = getattr(value, "__code__", None)
     if code is None:
         return repr(value)

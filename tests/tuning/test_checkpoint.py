@@ -83,9 +83,10 @@ def test_other_files_are_none_of_ours(tmp_path):
     from safetensors.numpy import save_file
 
     path = tmp_path / "weights.safetensors"
-    save_file({"a": np.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="no checkpoint of a training"):
-        read_checkpoint(path, MARKS)
+    for metadata in (None, {"training": "of a dog"}):
+        save_file({"a": np.zeros(3)}, path, metadata)
+        with pytest.raises(CheckpointError, match="no checkpoint of a training"):
+            read_checkpoint(path, MARKS)
     path.write_text("a diary")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_checkpoint(path, MARKS)

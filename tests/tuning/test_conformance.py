@@ -20,6 +20,7 @@ from skclip import CLIPClassifier, CLIPFeatures, tuning
 from skclip._backbones import load_backbone
 from skclip.adapters import GDAClassifier
 from skclip.datasets import make_picture_world
+from skclip.features import CLIPLayerStatistics
 from skclip.tuning import _tuned
 from skclip.tuning._losses import cross_entropy
 from skclip.tuning._tuned import PromptClassifier, TowerClassifier, TunedClassifier, label_loss
@@ -40,9 +41,11 @@ PARAMETERS = {
     "MoCoOpClassifier": {"template_groups": ["a photo of a {}", ["a sketch of a {}", "a drawing of a {}"]]},
     "PromptSRCClassifier": {"templates": "a photo of a {}."},
     "BiomedCoOpClassifier": {"descriptions": describe, "n_prompts": None},
+    # terms that compare views have their own tests
+    "GOProClassifier": {"consistency_weight": 0.0, "ssl_weight": 0.0},
 }
-# methods whose X has columns of its own, or that learn without labels: their own tests do the same
-ELSEWHERE = {"GOProClassifier": "reads layer statistics", "NoLAClassifier": "learns without labels"}
+# their own tests do the same
+ELSEWHERE = {"NoLAClassifier": "learns without labels"}
 
 
 def methods(base):
@@ -66,12 +69,25 @@ def rows(world):
 
 
 @pytest.fixture(scope="module")
-def fitted(world, rows):
+def read_by(world, rows):
+    """``read_by(cls) -> X``: what the method learns from."""
+    layers = CLIPLayerStatistics(MODEL).fit_transform(world[0])
+
+    def get(cls):
+        if cls is tuning.GOProClassifier:
+            return layers
+        return rows if issubclass(cls, PromptClassifier) else world[0]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def fitted(world, read_by):
     """``fitted(cls) -> (estimator, X, y)``, each fitted once."""
     known = {}
 
     def get(cls):
-        X = rows if issubclass(cls, PromptClassifier) else world[0]
+        X = read_by(cls)
         if cls not in known:
             known[cls] = make(cls).fit(X, world[1])
         return known[cls], X, world[1]
@@ -225,9 +241,9 @@ def test_errors_name_what_to_do(cls, fitted):
 
 
 @each_prompt_method
-def test_features_of_another_width_are_refused(cls, rows, world):
-    with pytest.raises(ValueError, match="X has 64 features"):
-        make(cls).fit(rows[:, :64], world[1])
+def test_features_of_another_width_are_refused(cls, read_by, world):
+    with pytest.raises(ValueError, match=r"X has 64 (features|columns)"):
+        make(cls).fit(read_by(cls)[:, :64], world[1])
 
 
 @each_prompt_method
@@ -238,8 +254,8 @@ def test_pictures_in_place_of_features_are_refused(cls, world):
 
 
 @each_prompt_method
-def test_one_view_is_no_view(cls, rows, world, fitted):
-    one = make(cls).fit(rows[:, None], world[1])
+def test_one_view_is_no_view(cls, read_by, world, fitted):
+    one = make(cls).fit(read_by(cls)[:, None], world[1])
     for name, value in fitted(cls)[0].state_delta_.items():
         np.testing.assert_array_equal(one.state_delta_[name], value)
 
@@ -262,7 +278,7 @@ def test_the_tuned_tower_stands_before_an_adapter(cls, fitted):
     np.testing.assert_allclose(estimator.encode_image(X[5:8]), encoded[5:8], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["CoOpClassifier", "MaPLeClassifier"])
+@pytest.mark.parametrize("name", ["CoOpClassifier", "GOProClassifier", "MaPLeClassifier"])
 def test_an_interrupted_fit_goes_on_from_its_checkpoint(name, fitted, tmp_path, monkeypatch):
     cls = getattr(tuning, name)
     _, X, y = fitted(cls)

@@ -171,6 +171,9 @@ class CoOpClassifier(PromptClassifier):
 
     with_classes.__doc__ = PromptClassifier.with_classes.__doc__
 
+    def _is_of_classes(self) -> bool:
+        return self.class_specific
+
     def _start(self, setting: Setting) -> Tensors:
         n_classes = len(setting.classes) if self.class_specific else None
         return {"ctx": start_of_context(self, setting, n_classes)}

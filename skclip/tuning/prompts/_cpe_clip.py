@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from skclip.templates._templates import SLOT
 from skclip.tuning._prompt_text import PromptLayout
 from skclip.tuning._setting import Setting
-from skclip.tuning._tuned import PICTURE_CONSTRAINTS, SGD_CONSTRAINTS, Examples, TowerClassifier
+from skclip.tuning._tuned import PICTURE_CONSTRAINTS, SGD_CONSTRAINTS, Before, Examples, TowerClassifier
 from skclip.tuning.prompts._ivlp import depth_of
 from skclip.utils._base import unchanged_on_failure
 from skclip.utils._docs import fill_doc
@@ -64,7 +64,7 @@ class CPECLIPClassifier(TowerClassifier):
     max_iter : int, default=5
         Epochs of a session.
     batch_size : int, default=4
-        Pictures per step; what is left over at the end of an epoch waits for the next.
+        Pictures per step.
     base_max_iter : int, default=None
         Epochs of the first session; None is `max_iter`. Published: 5 for CIFAR-100 and miniImageNet, 6 for CUB-200.
     base_batch_size : int, default=32
@@ -270,8 +270,8 @@ class CPECLIPClassifier(TowerClassifier):
             self.sessions_ = [*earlier, session]
             return self._fit(X, y, sample_weight)
 
-    def _before(self) -> dict[str, NDArray] | None:
-        return super()._before() if self._is_first() else self.state_delta_
+    def _goes_on(self) -> bool:
+        return super()._goes_on() if self._is_first() else True
 
     def _is_first(self) -> bool:
         return len(self.sessions_) == 1
@@ -282,10 +282,15 @@ class CPECLIPClassifier(TowerClassifier):
         if session is not None:
             codes = rows_of_labels(session, self.classes_, source="classes")[examples.codes]
             examples, self.classes_ = examples._replace(codes=codes), session
+        if not earlier:
+            super()._check_classes()
         for i, known in enumerate(earlier):
             _check_new(self.classes_, known, i + 1)
         self.sessions_ = [*earlier, self.classes_]
         return examples
+
+    def _check_classes(self) -> None:
+        """A session may have pictures of one class: of the first, `classes` may name others."""
 
     def _start(self, setting: Setting) -> Tensors:
         import torch
@@ -338,6 +343,7 @@ class CPECLIPClassifier(TowerClassifier):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             schedule="cpe_restarts",
+            drop_last=False,
             n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
         )
 
@@ -362,7 +368,7 @@ class CPECLIPClassifier(TowerClassifier):
         self.ctx_ = state["ctx"]
         self.visual_ctx_ = visual_tokens(self._tensors(setting, state)).cpu().numpy()
 
-    def _fingerprint(self, setting: Setting, examples: Examples, before: dict[str, NDArray] | None) -> dict[str, str]:
+    def _fingerprint(self, setting: Setting, examples: Examples, before: Before | None) -> dict[str, str]:
         sessions = repr([session.tolist() for session in self.sessions_])
         return {**super()._fingerprint(setting, examples, before), "sessions": sessions}
 

@@ -381,4 +381,4 @@ def _own_cosines(image: torch.Tensor, text: torch.Tensor, learned: Tensors) -> t
     """Cosines (b, K) of unit rows (b, d) with the text (b, K, d) of their own prompts."""
     from torch.nn.functional import normalize
 
-    return own_cosines(image, normalize(_through("text", text, learned), dim=-1))
+    return own_cosines(image, normalize(_through("text", text, learned).float(), dim=-1))

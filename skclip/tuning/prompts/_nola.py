@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
-from skclip._backbones import DEFAULT_MODEL
+from skclip._backbones import DEFAULT_MODEL, load_backbone
 from skclip.features import CLIPFeatures
 from skclip.tuning._losses import cross_entropy
 from skclip.tuning._perceptron import _Perceptron
@@ -181,6 +181,8 @@ class NoLAClassifier(TowerClassifier):
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "augmentation": [StrOptions({"nola", "strong", "crop_flip"}), None],
     }
+    _parameter_constraints.pop("class_names")  # those of the `zero_shot` classifier
+    _parameter_constraints.pop("min_crop")  # that of each augmentation
 
     def __init__(
         self,
@@ -315,6 +317,7 @@ class NoLAClassifier(TowerClassifier):
         n_labels = len(np.asarray(y))
         if n_labels not in (0, len(pictures)):
             raise ValueError(f"X holds {len(pictures)} pictures and y {n_labels} labels; pass y=None, it is not read.")
+        self._check_tower()
         frozen = CLIPFeatures(
             self._model_name(), device=self.device, precision=self.precision, n_workers=self.n_workers, store=self.store
         )
@@ -327,6 +330,21 @@ class NoLAClassifier(TowerClassifier):
         self.aligned_teacher_ = Pipeline([("teacher", teacher), ("head", head)])
         codes = np.searchsorted(self.classes_, head.predict(features))
         return Examples(pictures, codes, None)
+
+    def _check_tower(self) -> None:
+        """Refuse a tower that takes no tokens, or has no norms, before hours are spent on the teacher."""
+        from skclip._backbones import OpenedTowerError, VisionTower
+
+        backbone = load_backbone(self._model_name(), device=self.device, precision="float32")
+        try:
+            if self.n_tokens:
+                VisionTower(backbone.module, backbone.card.name).width  # noqa: B018
+            if self.tune_norms:
+                self._norms.start(backbone.module)
+        except OpenedTowerError as error:
+            raise OpenedTowerError(
+                f"{error} NoLAClassifier(n_tokens=0, tune_norms=False) tunes its linear layer alone, with every model."
+            ) from error
 
     def _read_text(self, width: int) -> float:
         """Set ``classes_``, ``prototypes_`` and ``zero_shot_``; returns the multiplier of the zero-shot cosines."""
@@ -377,6 +395,9 @@ class NoLAClassifier(TowerClassifier):
             return clone(self.teacher_head)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         return _Perceptron(device=self.device, random_state=seed, verbose=self.verbose)
+
+    def _is_of_classes(self) -> bool:
+        return True
 
     def _start(self, setting: Setting) -> Tensors:
         import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -200,4 +201,4 @@ class CLIPLoRAClassifier(WeightClassifier):
         return super()._in_place(learned, setting, side, generator if self.dropout else None)
 
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
-        return recipe_by_shots(self, n_pictures, n_classes)
+        return replace(recipe_by_shots(self, n_pictures, n_classes), drop_last=False)

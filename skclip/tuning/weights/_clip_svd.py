@@ -108,8 +108,8 @@ class CLIPSVDClassifier(WeightClassifier):
     added to a matrix is ``U diag(S' - S) V^T``: before training the model is what it was, to the bit.
 
     The decompositions are computed once for each loaded model, on the processor, and shared by all estimators: for
-    ViT-B-16 a minute on one core, and twice the memory of the matrices. Beside its forward and backward pass a step
-    costs two products per matrix.
+    ViT-B-16 a minute on one core, and one and a half times the memory of the matrices. Beside its forward and backward
+    pass a step costs two products per matrix.
 
     References
     ----------

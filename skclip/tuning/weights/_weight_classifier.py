@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skclip._media import are_pictures
 from skclip.tuning._setting import Setting, Step, scaled_cosines
-from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier
+from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier, check_width
 from skclip.tuning._weight_specs import LAYER_NAMES, WeightSpec, merge
 from skclip.utils._arrays import check_features, first_view, unit_rows
 from skclip.utils._cosine import cosine_logits
@@ -96,6 +96,7 @@ class WeightClassifier(TowerClassifier):
         if not self._are_features(X):
             return super().logits(X)
         rows = unit_rows(first_view(*check_features(self, X)))
+        check_width(rows, self.text_features_.shape[1], self._model_name())
         return cosine_logits(rows, self.text_features_, self.logit_scale_)
 
     def merge(self) -> dict[str, NDArray]:
@@ -189,12 +190,8 @@ class WeightClassifier(TowerClassifier):
         return unit_rows(views[:, 0])[:, None]
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
-        width = setting.backbone.card.dim
-        if self.encoder == "text" and examples.X.shape[2] != width:
-            raise ValueError(
-                f"X has {examples.X.shape[2]} features, but the text tower of {self._model_name()!r} gives {width}; "
-                "both must come from one model."
-            )
+        if self.encoder == "text":
+            check_width(examples.X, setting.backbone.card.dim, self._model_name())
 
     def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
         import torch
