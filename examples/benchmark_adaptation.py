@@ -65,6 +65,13 @@ from skclip.adapters import UnsupervisedGDA
 from skclip.datasets import corrupt_images, few_shot_split, load_digit_pictures, make_picture_world
 from skclip.datasets._scenes import COLORS, SHAPES
 from skclip.features import CLIPLayerStatistics
+from skclip.metrics import (
+    average_incremental_accuracy,
+    forgetting,
+    incremental_accuracy,
+    incremental_accuracy_matrix,
+    performance_drop,
+)
 
 MODEL = "skclip-tiny"
 TEMPLATE = "a photo of a {}."
@@ -397,15 +404,21 @@ def sessions(method: Method, task: Task, seed: int, shots: int) -> dict[str, Any
     labels = list(task.names)
     parts = [labels[:8], *(labels[i : i + 5] for i in range(8, len(labels), 5))]
     train = task.pool.draw(shots, seed)
-    estimator, seconds, figures = None, 0.0, {}
+    test = task.tests[""]
+    estimator, seconds, predicted = None, 0.0, []
     for number, part in enumerate(parts, start=1):
         seen = [label for earlier in parts[:number] for label in earlier]
         began = time.perf_counter()
         estimator, seer = learn_session(method, task, train, part, seen, estimator, seed, shots)
         seconds += time.perf_counter() - began
-        figures[f"session {number}"] = accuracy(seer, method.kind, task.tests[""].of(seen))
-    figures["mean"] = float(np.mean(list(figures.values())))
-    figures["drop"] = figures["session 1"] - figures[f"session {len(parts)}"]
+        predicted.append(seer.predict(test.read_by(method.kind)))
+    matrix = incremental_accuracy_matrix(test.labels, predicted, parts)
+    sizes = [len(test.of(part).labels) for part in parts]
+    by_session = 100 * incremental_accuracy(matrix, sizes)
+    figures = {f"session {number}": float(value) for number, value in enumerate(by_session, start=1)}
+    figures["mean"] = 100 * average_incremental_accuracy(matrix, sizes)
+    figures["drop"] = 100 * performance_drop(matrix, sizes)
+    figures["forgotten"] = 100 * forgetting(matrix)
     return _record(estimator, seconds, figures)
 
 
@@ -484,7 +497,9 @@ DECIDES = {
 LEGEND = """\
 Accuracy in %, mean over the draws of the training pictures. The last two columns are the difference of the figure in
 italics from that of the class names alone and from that of the method that the paper sets out to better, and in how
-many of the draws it is positive. "Drop" is from the first session to the last. Seconds are of `fit` with most pictures.
+many of the draws it is positive. "Drop" is from the first session to the last; "forgotten" the mean over the earlier
+sessions of their best accuracy less the last, to which new classes to be mistaken for add. Seconds are of `fit` with
+most pictures.
 """
 
 
@@ -537,7 +552,7 @@ def render_scenario(rows: list[dict[str, Any]], scenario: str) -> str:
         most = [row for row in own if row["shots"] == max(row["shots"] for row in own)]
         cells = [method]
         for column in columns:
-            best = (min if column == "drop" else max)(mean[other, column] for other in present)
+            best = (min if column in ("drop", "forgotten") else max)(mean[other, column] for other in present)
             text = f"{mean[method, column]:.1f}"
             cells.append(f"**{text}**" if text == f"{best:.1f}" else text)
         cells += [f"{most[0]['learned']:,}", f"{np.median([row['seconds'] for row in most]):.2g}"]
