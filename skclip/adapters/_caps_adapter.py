@@ -215,7 +215,7 @@ class CapSAdapterClassifier(LogitsMixin, SkclipBase):
             X, captions = split_columns(X, self.caption_columns)
         training = check_training(self, X, y, sample_weight)
         text = set_text(self)
-        warn_if_guessing(training, text, stacklevel=3)
+        warn_if_guessing(training, text)
         rows = None
         if captions is not None:
             n_passed = len(X) if hasattr(X, "__len__") else X.shape[0]

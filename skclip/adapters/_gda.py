@@ -242,7 +242,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         """
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
-        warn_if_guessing(training, set_text(self), stacklevel=3)
+        warn_if_guessing(training, set_text(self))
 
         X, codes, weights, n_views, _ = training
         rows = Rows(X, *per_view(codes, weights, n_views))
@@ -291,7 +291,7 @@ class GDAClassifier(LogitsMixin, SkclipBase):
         if not first and not hasattr(self, "moments_"):
             raise ValueError("partial_fit cannot continue a model made by with_classes: its new classes have no rows.")
         training = check_chunk(self, X, y, classes, sample_weight, first=first)
-        warn_if_guessing(training, set_text(self) if first else fitted_text(self), stacklevel=3)
+        warn_if_guessing(training, set_text(self) if first else fitted_text(self))
 
         X, codes, weights, n_views, _ = training
         if first:

@@ -195,7 +195,7 @@ class LPPlusPlusClassifier(LogitsMixin, SkclipBase):
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
         text = set_unscaled_text(self)
-        warn_if_guessing(training, text, stacklevel=3)
+        warn_if_guessing(training, text)
         pictures, validation, rng = pictures_to_train_on(self, training)
 
         problem = _Problem.of(pictures, len(self.classes_), self.prototypes_)

@@ -34,7 +34,7 @@ def prepare(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | Non
     """
     training = check_training(estimator, X, y, sample_weight)
     text = set_text(estimator)
-    warn_if_guessing(training, text, stacklevel=4)
+    warn_if_guessing(training, text)
     if text is None:
         estimator.logit_scale_ = DEFAULT_LOGIT_SCALE if estimator.logit_scale is None else float(estimator.logit_scale)
     pictures, validation, rng = pictures_to_train_on(estimator, training)

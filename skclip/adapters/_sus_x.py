@@ -169,7 +169,7 @@ class SuSXClassifier(LogitsMixin, SkclipBase):
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
         text = set_text(self)
-        warn_if_guessing(training, text, stacklevel=3)
+        warn_if_guessing(training, text)
         support = Support.of(training, len(self.classes_))
         signature = None if text is None else text_signature(text.prototypes, self.temperature)
         fit_support(self, training, support, signature, text, Weights(self.alpha, self.beta, self.gamma))

@@ -181,7 +181,7 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
         text = set_text(self)
-        warn_if_guessing(training, text, stacklevel=3)
+        warn_if_guessing(training, text)
         self.alpha_, self.beta_ = search_alpha_beta(
             training,
             self.classes_,
@@ -231,7 +231,7 @@ class TipAdapterClassifier(LogitsMixin, SkclipBase):
         first = not hasattr(self, "keys_")
         training = check_chunk(self, X, y, classes, sample_weight, first=first)
         text = set_text(self) if first else fitted_text(self)
-        warn_if_guessing(training, text, stacklevel=3)
+        warn_if_guessing(training, text)
         cache = Cache.of(training, len(self.classes_))
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
         set_cache(self, cache if first else fitted_cache(self).joined(cache))

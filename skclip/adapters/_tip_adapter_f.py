@@ -225,7 +225,7 @@ class TipAdapterFClassifier(LogitsMixin, SkclipBase):
         check_parameters(self)
         training = check_training(self, X, y, sample_weight)
         text = set_text(self)
-        warn_if_guessing(training, text, stacklevel=3)
+        warn_if_guessing(training, text)
         self.alpha_, self.beta_ = search_alpha_beta(
             training,
             self.classes_,

@@ -456,11 +456,11 @@ class _Run:
         self.loss_curve.append(math.fsum(means))
 
     def _no_longer_finite(self, what: str, step: int) -> str:
-        others = ["a longer warm-up"] + (["precision='float32'"] if self.precision != "float32" else [])
+        other = "" if self.precision == "float32" else " or precision='float32'"
         return (
             f"The {what} of {self.name} is no longer finite at step {step + 1} of {self.n_steps} (epoch "
             f"{step // self.n_batches + 1}), where the learning rate was {self.rate(step):.3g}; a smaller "
-            f"learning_rate than {self.recipe.learning_rate:g} or {' or '.join(others)} may help."
+            f"learning_rate than {self.recipe.learning_rate:g}{other} may help."
         )
 
     def _result(self) -> Tensors:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from functools import partial
 from numbers import Integral, Real
@@ -208,7 +208,7 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
 
     def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
         # a warm start that is interrupted goes on from where it began
-        with unchanged_on_failure(self) if self.warm_start else nullcontext():
+        with unchanged_on_failure(self) if self.warm_start else nullcontext(), self._interruptible():
             check_parameters(self)
             self._check_checkpoint()
             processes = join_processes(resolve_device(self.device), self.distributed)
@@ -226,6 +226,18 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
             self.validation_scores_, self.n_iter_ = trained.validation_curve, trained.n_iter
             self._keep(setting, trained.learned)
         return self
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Say of Ctrl-C what is kept, where the training itself has not: before its first epoch, or after its last."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if error.args:
+                raise
+            path = self.checkpoint
+            kept = "nothing is kept" if path is None else f"checkpoint={str(path)!r} keeps what it held"
+            raise KeyboardInterrupt(f"{type(self).__name__}: interrupted outside training; {kept}.") from error
 
     def _keep(self, setting: Setting, state: dict[str, NDArray]) -> None:
         """Set what prediction reads."""
@@ -401,7 +413,7 @@ class TunedClassifier(LogitsMixin, SkclipBase, ABC):
         return {
             **self._described(_NOT_OF_THE_RUN),
             "weights": setting.backbone.digest,
-            "start": "None" if before is None else _digest(before.state, ""),
+            "what training starts from": "None" if before is None else _digest(before.state, ""),
             "classes": repr(setting.classes.tolist()),
             "names": repr(setting.names),
             "y": _hash(examples.codes),
@@ -468,10 +480,10 @@ class PromptClassifier(TunedClassifier):
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
         check_width(examples.X, setting.backbone.card.dim, self._model_name())
-        text = setting.class_text("a photo of a {}.")
+        text = setting.class_text("{}.")
         known = ClassText(text.cpu().numpy(), setting.logit_scale, None)
         plain = Training(examples.X[:, 0], examples.codes, None, 1, np.arange(len(examples.codes)))
-        warn_if_guessing(plain, known, stacklevel=6)
+        warn_if_guessing(plain, known, source=f"model={self._model_name()!r}")
 
     def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
         import torch

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from skclip.utils._arrays import check_prototypes, first_view, unit_rows
-from skclip.utils._base import SkclipWarning
+from skclip.utils._base import SkclipWarning, stack_level
 from skclip.utils._cosine import DEFAULT_LOGIT_SCALE, chance_message, cosine_logits, is_chance
 from skclip.utils._names import rows_of_labels
 from skclip.utils._training import Training
@@ -122,7 +122,7 @@ def fitted_text(estimator: Any) -> ClassText | None:
     return ClassText(estimator.prototypes_, estimator.logit_scale_, estimator.zero_shot_)
 
 
-def warn_if_guessing(training: Training, text: ClassText | None, *, stacklevel: int) -> None:
+def warn_if_guessing(training: Training, text: ClassText | None, *, source: str = "zero_shot") -> None:
     """Warn where there is text, and it names the training pictures no better than chance would.
 
     Features and prototypes of two models with equal width cannot be told apart by their shapes; this shows
@@ -135,8 +135,8 @@ def warn_if_guessing(training: Training, text: ClassText | None, *, stacklevel: 
     guesses = np.argmax(cosine_logits(X[chosen], text.prototypes, 1.0), axis=1)
     n_right = int(np.sum(guesses == codes[chosen]))
     if is_chance(n_right, len(chosen), len(text.prototypes)):
-        message = chance_message(n_right, len(chosen), len(text.prototypes), "zero_shot")
-        warnings.warn(message, SkclipWarning, stacklevel=stacklevel)
+        message = chance_message(n_right, len(chosen), len(text.prototypes), source)
+        warnings.warn(message, SkclipWarning, stacklevel=stack_level())
 
 
 def names_misplaced(rows: NDArray, prototypes: NDArray) -> bool:

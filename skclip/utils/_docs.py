@@ -69,7 +69,7 @@ warm_start : bool, default=False
 checkpoint : path, default=None
     A file that holds the state of training after each epoch. `fit` with the same data and parameters goes on
     from there, and on a CPU ends bit for bit where an undisturbed one does; it refuses the file of another run.
-    Needs an integer `random_state`.
+    Needs an integer `random_state`; with `warm_start` every fit needs a path of its own.
 distributed : bool, default=False
     Whether this process is one of several begun by ``accelerate launch`` or ``torchrun``, which divide each
     batch among them. Needs the extra ``skclip[accelerate]``.
@@ -369,7 +369,7 @@ X : sequence of n pictures
 X : {_FEATURES}
     Image features; of V views the first is read.""",
     "logits_array": """\
-ndarray of shape (n, K), float64
+ndarray of shape (n, K), float32 or float64
     Columns in the order of `classes_`, also for two classes.""",
     "logits": """\
 Parameters

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 
 import joblib
@@ -24,7 +29,7 @@ from skclip.features import CLIPLayerStatistics
 from skclip.tuning import _tuned
 from skclip.tuning._losses import cross_entropy
 from skclip.tuning._tuned import PromptClassifier, TowerClassifier, TunedClassifier, label_loss
-from skclip.utils import all_estimators
+from skclip.utils import SkclipWarning, all_estimators
 
 MODEL = "skclip-tiny"
 NEW_NAMES = ["green circle", "yellow star", "blue ring"]
@@ -157,7 +162,7 @@ def test_something_is_learned(cls, fitted):
 
 
 @each_method
-def test_a_pickle_is_small_and_predicts_in_a_fresh_process(cls, fitted, tmp_path):
+def test_a_pickle_is_small_and_predicts_alike(cls, fitted, tmp_path):
     estimator, X, _ = fitted(cls)
     path = tmp_path / "estimator.joblib"
     joblib.dump(estimator, path)
@@ -165,21 +170,24 @@ def test_a_pickle_is_small_and_predicts_in_a_fresh_process(cls, fitted, tmp_path
     assert path.stat().st_size < 2.5 * size + 40_000
     loaded = joblib.load(path)
     np.testing.assert_array_equal(loaded.predict_proba(X[:4]), estimator.predict_proba(X[:4]))
-    assert len(pickle.dumps(clone(estimator))) < 3000
+    unfitted = clone(estimator)
+    assert vars(unfitted).keys() == estimator.get_params(deep=False).keys()
+    assert len(pickle.dumps(unfitted)) < 3000
 
 
-@pytest.mark.parametrize("name", ["CoOpClassifier", "CLIPLoRAClassifier"])
-def test_unpickling_loads_no_torch_and_predicts_alike(name, fitted, tmp_path):
-    estimator, X, _ = fitted(getattr(tuning, name))
-    joblib.dump((estimator, X[:4]), tmp_path / "dumped")
+def test_unpickling_loads_no_torch_and_predicts_alike_in_another_process(fitted, tmp_path):
+    known = [fitted(cls)[:2] for cls in methods(TunedClassifier)]
+    expected = [estimator.predict_proba(X[:4]) for estimator, X in known]
+    joblib.dump([(estimator, X[:4]) for estimator, X in known], tmp_path / "dumped")
     code = f"""
-import sys, joblib, numpy as np
-estimator, X = joblib.load({str(tmp_path / "dumped")!r})
+import sys, joblib
+known = joblib.load({str(tmp_path / "dumped")!r})
 assert "torch" not in sys.modules and "open_clip" not in sys.modules
-np.save({str(tmp_path / "proba.npy")!r}, estimator.predict_proba(X))"""
+joblib.dump([estimator.predict_proba(X) for estimator, X in known], {str(tmp_path / "proba")!r})"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "proba.npy"), estimator.predict_proba(X[:4]), rtol=1e-5, atol=1e-7)
+    for (estimator, _), there, here in zip(known, joblib.load(tmp_path / "proba"), expected, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-6, err_msg=type(estimator).__name__)
 
 
 @each_method
@@ -247,6 +255,15 @@ def test_features_of_another_width_are_refused(cls, read_by, world):
 
 
 @each_prompt_method
+def test_features_of_another_model_are_noticed_where_fit_is_called(cls, read_by, world):
+    y = np.tile(world[1], 2)
+    X = np.random.default_rng(0).standard_normal((len(y), read_by(cls).shape[1]))
+    with pytest.warns(SkclipWarning, match=f"no better than chance.*model='{MODEL}'") as caught:
+        make(cls, max_iter=0).fit(X, y)
+    assert caught[0].filename == __file__
+
+
+@each_prompt_method
 def test_pictures_in_place_of_features_are_refused(cls, world):
     for X in (world[0], ["a.jpg"] * 24):
         with pytest.raises(ValueError, match=r"X holds pictures.*CLIPFeatures"):
@@ -306,6 +323,62 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(name, fitted, tmp_path, 
         np.testing.assert_array_equal(resumed.state_delta_[key], value)
     with pytest.raises(ValueError, match="learning_rate"):
         make(cls, max_iter=4, checkpoint=path, learning_rate=0.5).fit(X, y)
+
+
+def test_ctrl_c_says_what_is_kept(rows, world, tmp_path):
+    path = tmp_path / "state"
+    estimator = make(tuning.CoOpClassifier, max_iter=100_000, checkpoint=path)
+
+    def press():
+        while not path.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt, match=r"in epoch \d+ of 100000\. checkpoint='.*state' holds the training"):
+        estimator.fit(rows, world[1])
+    pressing.join()
+
+
+def test_ctrl_c_before_the_first_epoch_says_so(rows, world, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning.CoOpClassifier, "_start", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="outside training; nothing is kept"):
+        make(tuning.CoOpClassifier).fit(rows, world[1])
+
+
+def test_estimators_of_one_model_do_not_meet(rows, world, fitted):
+    estimators = [fitted(cls)[0] for cls in (tuning.CoOpClassifier, tuning.MaPLeClassifier, tuning.CLIPLoRAClassifier)]
+    inputs = [fitted(type(estimator))[1] for estimator in estimators]
+    before = [estimator.logits(X) for estimator, X in zip(estimators, inputs)]
+    with ThreadPoolExecutor(3) as pool:
+        again = pool.map(lambda pair: clone(pair[0]).fit(pair[1], world[1]), zip(estimators, inputs))
+        for one, other in zip(again, estimators, strict=True):
+            for name, value in other.state_delta_.items():
+                np.testing.assert_array_equal(one.state_delta_[name], value, err_msg=name)
+    for estimator, X, logits in zip(estimators, inputs, before):
+        np.testing.assert_array_equal(estimator.logits(X), logits)
+
+
+@each_method
+def test_what_an_accelerator_has_learned_works_without_it(cls, fitted):
+    estimator, X, _ = fitted(cls)
+    moved = pickle.loads(pickle.dumps(estimator)).set_params(device="cuda:7")
+    with pytest.warns(SkclipWarning, match="cuda:7"):
+        proba = moved.with_classes(estimator.classes_.tolist()).predict_proba(X[:4])
+    np.testing.assert_allclose(proba, estimator.predict_proba(X[:4]), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["CoOpClassifier", "MaPLeClassifier"])
+def test_one_picture_per_class_leaves_none_to_hold_out(name, fitted):
+    cls = getattr(tuning, name)
+    _, X, y = fitted(cls)
+    first = [y.tolist().index(label) for label in np.unique(y)]
+    with pytest.raises(ValueError, match=r"early_stopping"):
+        make(cls, early_stopping=True).fit(X[first], y[first])
 
 
 @pytest.mark.parametrize("name", ["CoCoOpClassifier", "MaPLeClassifier"])
@@ -381,7 +454,8 @@ def test_a_loss_that_is_not_finite_names_the_step(fitted):
 def test_search_over_a_pipeline_with_views(world):
     images, y = world
     pipe = make_pipeline(CLIPFeatures(MODEL, n_views=3, random_state=0), make(tuning.CoOpClassifier))
-    grid = {"coopclassifier__n_ctx": [2, 4], "coopclassifier__learning_rate": [0.002], "coopclassifier__max_iter": [1]}
+    grid = {"n_ctx": [2, 4], "learning_rate": [0.002, 0.02], "max_iter": [1, 2]}
+    grid = {f"coopclassifier__{name}": values for name, values in grid.items()}
     search = GridSearchCV(pipe, grid, cv=2, error_score="raise").fit(images, y)
     assert search.best_estimator_[-1].ctx_.shape[0] in (2, 4)
     assert search.predict(images[:2]).shape == (2,)
@@ -403,7 +477,20 @@ def test_the_front_door_names_the_model(world):
         CLIPClassifier(MODEL, classifier=make(tuning.MaPLeClassifier)).fit(images, y)
 
 
-def test_weights_count_as_repeated_pictures_do_in_the_loss(rows, world):
+@each_prompt_method
+def test_weights_count_as_repeated_pictures_do_in_the_loss(cls, read_by, world):
+    X, y = read_by(cls), world[1]
+    weights = np.arange(len(y)) % 3 + 1
+    params = {"batch_size": 64, "learning_rate": 0.01}
+    weighted = make(cls, **params).fit(X, y, sample_weight=weights)
+    repeated = make(cls, **params).fit(np.repeat(X, weights, axis=0), np.repeat(y, weights))
+    start = make(cls, max_iter=0).fit(X, y)
+    for name, value in repeated.state_delta_.items():
+        moved = np.abs(value - start.state_delta_[name]).max()
+        np.testing.assert_allclose(weighted.state_delta_[name], value, rtol=0, atol=0.01 * moved, err_msg=name)
+
+
+def test_weights_that_are_alike_or_zero(rows, world):
     y = world[1]
     once = make(tuning.CoOpClassifier, batch_size=64).fit(rows, y, sample_weight=np.full(24, 2.0))
     np.testing.assert_array_equal(once.ctx_, make(tuning.CoOpClassifier, batch_size=64).fit(rows, y).ctx_)
