@@ -132,7 +132,7 @@ def test_features_of_another_model_are_refused(world):
 
 
 def test_features_are_refused_where_pictures_are_needed(world):
-    with pytest.raises(ValueError, match="learns from pictures"):
+    with pytest.raises(ValueError, match="reads the pictures themselves"):
         CLIPLoRAClassifier(MODEL, **COMMON).fit(np.zeros((48, 128)), world[1])
 
 
@@ -144,6 +144,27 @@ def test_steps_follow_from_the_pictures_per_class(world):
     recipe = CLIPLoRAClassifier()._recipe(160, 10)
     assert recipe.n_steps == 8000
     assert CLIPLoRAClassifier()._recipe(3, 10).n_steps == 500
+
+
+def test_every_picture_is_seen_in_every_epoch(world, monkeypatch):
+    sizes, terms = [], CLIPLoRAClassifier._terms
+
+    def watched(self, setting):
+        def count(step):
+            sizes.append(len(step.batch.rows))
+            return 0.0 * step.logits.sum()
+
+        return {**terms(self, setting), "count": count}
+
+    monkeypatch.setattr(CLIPLoRAClassifier, "_terms", watched)
+    X, y = CLIPFeatures(MODEL).transform(world[0])[:20], world[1][:20]
+    CLIPLoRAClassifier(MODEL, encoder="text", **COMMON).fit(X, y)
+    assert sizes == [16, 4] * 2
+    sizes.clear()
+    shots = round(20 / len(np.unique(y)))
+    clf = CLIPLoRAClassifier(MODEL, encoder="text", batch_size=16, steps_per_shot=1, random_state=0).fit(X, y)
+    assert len(sizes) == shots
+    assert clf.n_iter_ == -(-shots // 2)
 
 
 def test_a_tower_without_attention_is_refused_and_text_alone_is_tuned(world):
@@ -201,8 +222,12 @@ def test_a_name_that_is_too_long_is_refused(encoder, world):
 def test_text_towers_of_transformers_are_tuned_without_dropout(bert_model, world):
     X, y = world
     common = COMMON | {"augmentation": None, "max_iter": 4, "learning_rate": 0.01}
-    with pytest.raises(OpenedTowerError, match="one of transformers"):
-        CLIPLoRAClassifier(bert_model, **common).fit(X, y)
+    for encoder in ("both", "text"):
+        with pytest.raises(OpenedTowerError, match=r"one of transformers.*(dropout=0|without dropout)"):
+            CLIPLoRAClassifier(bert_model, encoder=encoder, **common).fit(X, y)
+    text = CLIPLoRAClassifier(bert_model, encoder="text", dropout=0, **common).fit(X, y)
+    assert text.loss_curve_[-1] < text.loss_curve_[0]
+    assert not any(name.startswith("visual.") for name in text.state_delta_)
     clf = CLIPLoRAClassifier(bert_model, dropout=0.0, **common).fit(X, y)
     assert clf.loss_curve_[-1] < clf.loss_curve_[0]
     assert any("attention.self.q.B" in name for name in clf.state_delta_)

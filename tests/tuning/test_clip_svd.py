@@ -100,6 +100,21 @@ def test_other_weights_are_refused(world, fitted):
             method()
 
 
+def test_a_warm_start_does_not_go_on_with_another_model(world):
+    """Whose tensors have the same names and shapes."""
+    clf = CLIPSVDClassifier(MODEL, encoder="text", warm_start=True, **COMMON).fit(*world)
+    values, digest = clf.state_delta_, clf.weights_digest_
+    other = load_backbone("skclip-tiny-rn", precision="float32").digest
+    clf.set_params(model="skclip-tiny-rn")
+    with pytest.raises(ValueError, match=rf"digest {digest[:12]}.*skclip-tiny-rn.*{other[:12]}"):
+        clf.fit(*world)
+    assert clf.state_delta_ is values
+    again = CLIPSVDClassifier("skclip-tiny-rn", encoder="text", **COMMON | {"max_iter": 0}).fit(*world)
+    assert {name: value.shape for name, value in again.state_delta_.items()} == {
+        name: value.shape for name, value in values.items()
+    }
+
+
 def test_a_low_rank_is_another_model_before_training(world):
     clf = CLIPSVDClassifier(MODEL, rank_ratio=0.5, encoder="text", max_iter=0, random_state=0).fit(*world)
     plain = CLIPTextFeatures(MODEL).transform([f"a photo of a {name}." for name in clf.classes_])

@@ -191,6 +191,17 @@ def test_the_contrastive_loss_of_the_prompts_moves_predictions(rows):
     assert np.abs(with_loss.state_delta_["text.weight"] - np.eye(D)).max() > 1e-5
 
 
+@pytest.mark.parametrize("ssl_affects", ["head", "prompts"])
+def test_half_precision_trains_alike(ssl_affects, rows):
+    X, y = rows
+    params = {**COMMON, "ssl_affects": ssl_affects, "learning_rate": 0.002}
+    half, whole = (GOProClassifier(**params, precision=precision).fit(X, y) for precision in ("bf16", "float32"))
+    assert set(half.loss_terms_) == {"cross_entropy", "consistency", "ssl"}
+    np.testing.assert_allclose(half.loss_terms_["cross_entropy"], whole.loss_terms_["cross_entropy"], rtol=0.1)
+    np.testing.assert_allclose(half.predict_proba(X), whole.predict_proba(X), atol=0.1)
+    assert not np.array_equal(half.ctx_, whole.ctx_)  # it was in half precision
+
+
 def test_the_contrastive_loss_of_one_picture_is_nothing():
     first = torch.randn((5, 6), generator=torch.Generator().manual_seed(0))
     learned = {"image.weight": torch.eye(6), "image.bias": torch.zeros(6)}

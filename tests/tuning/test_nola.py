@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 
+import joblib
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin, clone
@@ -15,6 +21,7 @@ from skclip import CLIPFeatures, ZeroShotClassifier
 from skclip._backbones import OpenedTowerError, load_backbone
 from skclip.adapters import GDAClassifier
 from skclip.datasets import make_picture_world
+from skclip.tuning import _perceptron
 from skclip.tuning._perceptron import _Perceptron
 from skclip.tuning.prompts._nola import NoLAClassifier
 from skclip.utils import SkclipWarning
@@ -59,9 +66,20 @@ def make(text, **params):
     return NoLAClassifier(MODEL, zero_shot=text, **{"max_iter": 2, "batch_size": 32, "random_state": 0, **params})
 
 
+def quick(text, **params):
+    """On few pictures, with a head that is fitted at once."""
+    return make(text, **{"teacher_head": LogisticRegression(), "batch_size": 16, **params})
+
+
 @pytest.fixture(scope="module")
 def fitted(world, text):
     return make(text).fit(world.images)
+
+
+def assert_same_state(one, other):
+    assert one.state_delta_.keys() == other.state_delta_.keys()
+    for name, value in one.state_delta_.items():
+        np.testing.assert_array_equal(other.state_delta_[name], value, err_msg=name)
 
 
 # The parts
@@ -104,6 +122,20 @@ def test_the_head_is_adam_on_two_layers():
     trained = _Perceptron(n_hidden=4, max_iter=3, batch_size=16, random_state=3).fit(X, y).layers_
     for name, parameter in zip(names, layers.parameters()):
         np.testing.assert_allclose(trained[name], parameter.detach().numpy(), atol=1e-5, err_msg=name)
+
+
+def test_the_head_sees_every_picture_in_every_epoch(monkeypatch):
+    torch = pytest.importorskip("torch")
+    sizes, forward = [], _perceptron._forward
+
+    def watched(layers, rows):
+        sizes.append(len(rows))
+        return forward(layers, rows)
+
+    monkeypatch.setattr(_perceptron, "_forward", watched)
+    X = torch.randn((10, 3), generator=torch.Generator().manual_seed(0)).numpy()
+    _Perceptron(max_iter=2, batch_size=4, random_state=0).fit(X, np.arange(10) % 2)
+    assert sizes == [4, 4, 2] * 2
 
 
 # The whole
@@ -230,14 +262,166 @@ def test_descriptions_are_class_text_too(world):
 
 
 @pytest.mark.filterwarnings("ignore:The class text finds no picture")
-def test_towers_without_tokens(world):
+def test_towers_without_tokens_are_refused_before_anything_is_encoded(world, monkeypatch):
     names = {"class_names": world.target_names, "templates": "a photo of a {}"}
-    text = ZeroShotClassifier("skclip-tiny-rn", **names)
-    images = world.images[:24]
-    with pytest.raises(OpenedTowerError):
-        NoLAClassifier(zero_shot=text, max_iter=1, random_state=0).fit(images)
-    clf = NoLAClassifier(zero_shot=text, max_iter=1, n_tokens=0, tune_norms=False, random_state=0).fit(images)
+    clf = NoLAClassifier(
+        zero_shot=ZeroShotClassifier("skclip-tiny-rn", **names),
+        teacher_head=LogisticRegression(),
+        max_iter=1,
+        batch_size=8,
+        random_state=0,
+    )
+    read = []
+    monkeypatch.setattr(CLIPFeatures, "transform", lambda self, X: read.append(X))
+    for asked, named in (({"tune_norms": False}, "n_tokens=16"), ({"n_tokens": 0}, "tune_norms=True")):
+        message = rf"^{named}.*skclip-tiny-rn.*NoLAClassifier\(n_tokens=0, tune_norms=False\)"
+        with pytest.raises(OpenedTowerError, match=message):
+            clone(clf).set_params(**asked).fit(world.images[:24])
+    assert read == []
+    monkeypatch.undo()
+    clf.set_params(n_tokens=0, tune_norms=False).fit(world.images[:24])
     assert set(clf.state_delta_) == {"head"}
+    assert not np.array_equal(clf.coef_, clf.prototypes_)
+    assert clf.predict(world.images[:3]).shape == (3,)
+
+
+# What holds of every tuned classifier
+
+
+def backbone_digest():
+    digest = hashlib.blake2b()
+    for name, value in load_backbone(MODEL, precision="float32").module.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_fit_leaves_the_backbone_and_the_parameters_alone(world, text):
+    before, clf = backbone_digest(), quick(text, max_iter=1)
+    params = {name: repr(value) for name, value in clf.get_params().items()}
+    clf.fit(world.images[:32])
+    assert backbone_digest() == before
+    assert {name: repr(value) for name, value in clf.get_params().items()} == params
+
+
+def test_skops_reads_it_back(world, fitted, tmp_path):
+    skops_io = pytest.importorskip("skops.io")
+    path = tmp_path / "estimator.skops"
+    skops_io.dump(fitted, path)
+    trusted = skops_io.get_untrusted_types(file=path)
+    assert all(name.startswith("skclip.") for name in trusted), trusted
+    loaded = skops_io.load(path, trusted=trusted)
+    np.testing.assert_array_equal(loaded.logits(world.images[:4]), fitted.logits(world.images[:4]))
+    np.testing.assert_array_equal(
+        loaded.aligned_teacher_.predict(world.images[:4]), fitted.aligned_teacher_.predict(world.images[:4])
+    )
+
+
+def test_another_process_unpickles_without_torch_and_predicts_alike(world, fitted, tmp_path):
+    joblib.dump((fitted, world.images[:4]), tmp_path / "dumped")
+    code = f"""
+import sys, joblib, numpy as np
+estimator, X = joblib.load({str(tmp_path / "dumped")!r})
+assert "torch" not in sys.modules and "open_clip" not in sys.modules
+np.save({str(tmp_path / "proba.npy")!r}, estimator.predict_proba(X))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = fitted.predict_proba(world.images[:4])
+    np.testing.assert_allclose(np.load(tmp_path / "proba.npy"), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_an_interrupted_fit_goes_on_from_its_checkpoint(world, text, tmp_path, monkeypatch):
+    X = world.images[:32]
+    whole = quick(text, max_iter=3).fit(X)
+    halted = quick(text, max_iter=3, checkpoint=tmp_path / "state")
+    terms, steps = NoLAClassifier._terms, []
+
+    def interrupted(self, setting):
+        def stop(step):
+            steps.append(step.batch.epoch)
+            if len(steps) == 4:  # the second of two steps of the second epoch
+                raise KeyboardInterrupt
+            return 0.0 * step.logits.sum()
+
+        return {**terms(self, setting), "stop": stop}
+
+    monkeypatch.setattr(NoLAClassifier, "_terms", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"(?s)epoch 2 of 3.*state"):
+        halted.fit(X)
+    monkeypatch.undo()
+    resumed = halted.fit(X)
+    assert resumed.n_iter_ == 3
+    assert_same_state(whole, resumed)
+
+
+def test_a_checkpoint_knows_the_contents_of_what_it_is_given(world, text, tmp_path):
+    prototypes = clone(text).set_params(model=MODEL).fit().prototypes_
+    classes, X = world.target_names, world.images[:24]
+
+    def of(rows, path):
+        known = ZeroShotClassifier(prototypes=rows, classes=classes)
+        return quick(known, max_iter=1, checkpoint=tmp_path / path)
+
+    of(prototypes, "rows").fit(X)
+    of(prototypes.copy(), "rows").fit(X)
+    others = prototypes.copy()
+    others[1, 60] += 1e-4  # in what `repr` leaves out; no label changes
+    with pytest.raises(ValueError, match="zero_shot differs"):
+        of(others, "rows").fit(X)
+
+    def pixels(factor):
+        """As another process defines it: at another address."""
+        namespace = {"np": np, "__name__": "pixels"}
+        exec(f"def pixels(X):\n    return {factor} * np.asarray(X, dtype=float).mean(axis=(1, 2))", namespace)
+        return FunctionTransformer(namespace["pixels"])
+
+    clf = quick(text, teacher=pixels(0.004), max_iter=1, checkpoint=tmp_path / "function").fit(X)
+    again = quick(text, teacher=pixels(0.004), max_iter=1, checkpoint=tmp_path / "function").fit(X)
+    assert_same_state(clf, again)
+    with pytest.raises(ValueError, match="teacher differs"):
+        quick(text, teacher=pixels(0.005), max_iter=1, checkpoint=tmp_path / "function").fit(X)
+
+
+def test_the_order_of_the_classes_permutes_columns_only(world):
+    names = ZeroShotClassifier(MODEL, class_names=world.target_names, templates="a photo of a {}")
+    prototypes, order, X = names.fit().prototypes_, np.array([2, 0, 3, 1]), world.images[:48]
+    one, other = (quick(rows, max_iter=1).fit(X) for rows in (prototypes, prototypes[order]))
+    np.testing.assert_array_equal(order[other.pseudo_labels_], one.pseudo_labels_)
+    np.testing.assert_allclose(other.logits(X), one.logits(X)[:, order], rtol=1e-3, atol=5e-3)
+
+
+def test_the_order_of_the_pictures_plays_no_part_where_a_step_sees_them_all(world, text):
+    # in smaller batches other pictures meet, as after another shuffling
+    X, order = world.images[:32], np.random.default_rng(0).permutation(32)
+    one, other = (quick(text, batch_size=32).fit(pictures) for pictures in (X, X[order]))
+    np.testing.assert_allclose(other.logits(X), one.logits(X), rtol=1e-3, atol=5e-3)
+    assert np.abs(one.logits(X) - quick(text, max_iter=0).fit(X).logits(X)).max() > 0.1
+
+
+def test_two_threads_predict_as_one(world, text, fitted):
+    classifiers = [copy(fitted), quick(text, n_tokens=4).fit(world.images[:32])]
+    for clf in classifiers:
+        clf.store = None
+    X = world.images[:40]
+    expected = [clf.logits(X) for clf in classifiers]
+    with ThreadPoolExecutor(2) as pool:
+        found = [list(pool.map(lambda clf: clf.logits(X), classifiers)) for _ in range(3)]
+    for once in found:
+        for one, wanted in zip(once, expected):
+            np.testing.assert_allclose(one, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_warm_start_goes_on_with_the_same_classes_alone(world, text):
+    X = world.images[:32]
+    clf = quick(text, max_iter=1, warm_start=True).fit(X)
+    first, logits = clf.state_delta_, clf.logits(X)
+    names = [*world.target_names[:3], "green heart"]
+    clf.set_params(zero_shot=ZeroShotClassifier(class_names=names, templates="a photo of a {}"))
+    with pytest.raises(ValueError, match=r"belongs to the classes.*clone"):
+        clf.fit(X)
+    np.testing.assert_array_equal(clf.logits(X), logits)
+    again = clf.set_params(zero_shot=text).fit(X).state_delta_
+    assert not np.array_equal(again["tokens"], first["tokens"])
+    assert not np.array_equal(again["tokens"], quick(text, max_iter=1).fit(X).state_delta_["tokens"])
 
 
 def test_errors_say_what_to_do(world, text, fitted):

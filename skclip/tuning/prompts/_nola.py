@@ -336,15 +336,19 @@ class NoLAClassifier(TowerClassifier):
         from skclip._backbones import OpenedTowerError, VisionTower
 
         backbone = load_backbone(self._model_name(), device=self.device, precision="float32")
-        try:
-            if self.n_tokens:
-                VisionTower(backbone.module, backbone.card.name).width  # noqa: B018
-            if self.tune_norms:
-                self._norms.start(backbone.module)
-        except OpenedTowerError as error:
-            raise OpenedTowerError(
-                f"{error} NoLAClassifier(n_tokens=0, tune_norms=False) tunes its linear layer alone, with every model."
-            ) from error
+        tower = VisionTower(backbone.module, backbone.card.name)
+        checks = {"n_tokens": lambda: tower.width, "tune_norms": lambda: self._norms.start(backbone.module)}
+        for parameter, check in checks.items():
+            value = getattr(self, parameter)
+            try:
+                if value:
+                    check()
+            except OpenedTowerError as error:
+                raise OpenedTowerError(
+                    f"{parameter}={value!r} does not go with the image tower of {backbone.card.name!r}, a "
+                    f"{type(backbone.module.visual).__name__}. NoLAClassifier(n_tokens=0) does with LayerNorms alone, "
+                    "NoLAClassifier(n_tokens=0, tune_norms=False) tunes its linear layer, with every model."
+                ) from error
 
     def _read_text(self, width: int) -> float:
         """Set ``classes_``, ``prototypes_`` and ``zero_shot_``; returns the multiplier of the zero-shot cosines."""
