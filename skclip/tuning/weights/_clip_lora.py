@@ -76,7 +76,7 @@ class CLIPLoRAClassifier(WeightClassifier):
     weight_decay : float, default=0.01
         Of AdamW.
     batch_size : int, default=32
-        Pictures per step; what is left over at the end of an epoch waits for the next.
+        Pictures per step.
     %(tuning_pictures)s
     %(tuning)s
 
@@ -95,8 +95,8 @@ class CLIPLoRAClassifier(WeightClassifier):
     ``2 r d`` numbers per matrix of width d: 184,320 for ViT-B-16, a thousandth of the model. `state_delta_` holds
     them by the name of the matrix, with ``.A`` and ``.B`` behind.
 
-    In training an update is a branch beside its matrix, with dropout on what enters it; for prediction it is added to
-    the matrix. A step costs what the forward pass and the backward pass to the activations of both towers cost.
+    In training an update is a branch beside its matrix, with dropout on what enters it, drawn once for the words that
+    stand before all names, since these are run once; for prediction the update is added to the matrix. A step costs what the forward pass and the backward pass to the activations of both towers cost.
 
     The published code adds the updates to the weights themselves for each evaluation and takes them away for training,
     which in half precision does not quite lead back; here the weights of the model are never touched.
