@@ -569,9 +569,30 @@ def _row(cells: Sequence[str]) -> list[str]:
     return [f"   * - {first}", *(f"     - {cell}".rstrip() for cell in rest)]
 
 
+def render_overview(rows: list[dict[str, Any]]) -> str:
+    """What each method reads, learns and takes, and what it does to classes of `fit` and to others."""
+    lines = [".. list-table:: At a glance: both tasks of base to new, less the accuracy of class names alone"]
+    lines += ["   :header-rows: 1", "   :class: adaptation", ""]
+    lines += _row(["method", "X", "learned", "fit, s", "base", "new", "never seen"])
+    tasks = ("pixel", "outline")
+    for name, method in METHODS.items():
+        own = [row for row in rows if row["method"] == name and row["scenario"] in tasks]
+        if name == ZERO_SHOT or {row["scenario"] for row in own} != set(tasks):
+            continue
+        cells = [name, method.kind, f"{own[0]['learned']:,}", f"{np.median([row['seconds'] for row in own]):.2g}"]
+        for column in ("base", "new", "never seen"):
+            gains = []
+            for task in tasks:
+                of_task = [row for row in rows if row["scenario"] == task]
+                gains.append(figure(of_task, name, column, task) - figure(of_task, ZERO_SHOT, column, task))
+            cells.append(f"{np.mean(gains):+.1f}")
+        lines += _row(cells)
+    return "\n".join(lines) + "\n"
+
+
 def render(rows: list[dict[str, Any]], note: str) -> str:
     """All tables in reStructuredText."""
-    parts = []
+    parts = [render_overview(rows)] if {row["scenario"] for row in rows} >= {"pixel", "outline"} else []
     for scenario in TASKS:
         own = [row for row in rows if row["scenario"] == scenario]
         if own:
