@@ -23,6 +23,7 @@ from skclip.adapters import GDAClassifier
 from skclip.datasets import make_picture_world
 from skclip.tuning import _perceptron
 from skclip.tuning._perceptron import _Perceptron
+from skclip.tuning.prompts import _nola
 from skclip.tuning.prompts._nola import NoLAClassifier
 from skclip.utils import SkclipWarning
 
@@ -408,6 +409,19 @@ def test_two_threads_predict_as_one(world, text, fitted):
     for once in found:
         for one, wanted in zip(once, expected):
             np.testing.assert_allclose(one, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_processes_that_train_together_learn_the_labels_of_the_main_one(world, text, monkeypatch):
+    told = []
+
+    class Second:
+        def from_main(self, codes):
+            told.append(codes)
+            return 3 - codes
+
+    monkeypatch.setattr(_nola, "join_processes", lambda device, distributed: Second() if distributed else None)
+    examples = quick(text, distributed=True)._examples(world.images[:24], [], None)
+    np.testing.assert_array_equal(examples.codes, 3 - told[0])
 
 
 def test_a_warm_start_goes_on_with_the_same_classes_alone(world, text):

@@ -15,10 +15,11 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
-from skclip._backbones import DEFAULT_MODEL, load_backbone
+from skclip._backbones import DEFAULT_MODEL, load_backbone, resolve_device
 from skclip.features import CLIPFeatures
 from skclip.tuning._losses import cross_entropy
 from skclip.tuning._perceptron import _Perceptron
+from skclip.tuning._processes import join_processes
 from skclip.tuning._pseudo_labels import most_confident, n_per_class
 from skclip.tuning._setting import Setting, Step, Term, in_float32
 from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier, check_pictures
@@ -328,7 +329,9 @@ class NoLAClassifier(TowerClassifier):
         features = _matrix(teacher.transform(pictures), len(pictures))
         head = self._new_head().fit(features[self.pseudo_rows_], self.pseudo_labels_)
         self.aligned_teacher_ = Pipeline([("teacher", teacher), ("head", head)])
-        codes = np.searchsorted(self.classes_, head.predict(features))
+        # of several processes without a random_state each has drawn a head of its own
+        processes = join_processes(resolve_device(self.device), self.distributed)
+        codes = processes.from_main(np.searchsorted(self.classes_, head.predict(features)))
         return Examples(pictures, codes, None)
 
     def _check_tower(self) -> None:
