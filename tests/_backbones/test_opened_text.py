@@ -199,6 +199,26 @@ def test_prompts_in_deeper_layers(model, kind, mode, n_deep):
     assert (plain - found).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["clip", "eos", "two-way"])
+def test_prompts_in_deeper_layers_are_those_that_hooks_put_in(model, kind):
+    """Against open_clip's own pass of whole texts, whose embeddings and blocks are given other tokens."""
+    module, ids = copy.deepcopy(model(kind, torch.float64)), make_ids(kind)
+    layers = [random(2, WIDTH, seed=i, dtype=torch.float64).detach() for i in range(LAYERS)]
+    opened = tower(module)
+    prefix = torch.cat([opened.embed(ids[:1, :1]), layers[0][None]], dim=1)
+    prompts = PromptTokens(prefix, opened.embed(ids[None, :, 3:]), (ids != PAD).sum(dim=1) - 3, layers[1:])
+    found = opened(prompts)[0]
+
+    def put_in(x, tokens):
+        return torch.cat([x[:, :1], tokens.expand(len(x), -1, -1), x[:, 3:]], dim=1)
+
+    parts = text_tower(module)
+    parts.token_embedding.register_forward_hook(lambda _, __, x: put_in(x, layers[0]))
+    for block, tokens in zip(parts.transformer.resblocks[1:], layers[1:]):
+        block.register_forward_pre_hook(lambda _, given, tokens=tokens: (put_in(given[0], tokens), *given[1:]))
+    assert_same([found], [module.encode_text(ids, normalize=False)], 1e-10)
+
+
 @pytest.mark.parametrize("kind", [*CAUSAL, *TWO_WAY, *BERTS])
 def test_words_as_prompts_are_the_words(model, kind):
     module, ids = model(kind), make_ids(kind)

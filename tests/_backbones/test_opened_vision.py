@@ -161,6 +161,22 @@ def test_prompts_equal_a_slow_transcription(model, kind, mode, place, depth):
     assert (found - plain).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("kind", ["plain", "quick", "layer-scale"])
+def test_prompts_in_deeper_layers_are_those_that_hooks_put_in(model, kind):
+    """Against open_clip's own pass, whose first norm and blocks are given other tokens."""
+    module = copy.deepcopy(model(kind)).double()
+    X = pictures(module).double()
+    layers = [random(2, W, seed=i).double() for i in range(LAYERS)]
+    found = VisionTower(module)(X, prompts=VisualPrompts(layers))
+
+    def put_in(x, tokens):
+        return torch.cat([x[:, : 1 + PATCHES], tokens.expand(len(x), -1, -1)], dim=1)
+
+    for part, tokens in zip([module.visual.ln_pre, *module.visual.transformer.resblocks[1:]], layers):
+        part.register_forward_pre_hook(lambda _, given, tokens=tokens: (put_in(given[0], tokens), *given[1:]))
+    assert close(found, module.encode_image(X, normalize=False), 1e-10)
+
+
 @pytest.mark.parametrize("place", ["end", "after_cls"])
 @pytest.mark.parametrize(
     ("mode", "counts"), [("replace", [2, 2, 2]), ("accumulate", [2, 4, 6]), ("accumulate_same", [2, 4, 6])]

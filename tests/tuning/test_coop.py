@@ -7,7 +7,7 @@ import pytest
 
 from skclip import CLIPFeatures, ZeroShotClassifier
 from skclip.datasets import make_picture_world
-from skclip.tuning.prompts._coop import CoOpClassifier, epochs_by_shots
+from skclip.tuning.prompts._coop import CoOpClassifier, epochs_by_shots, prompt_template
 
 MODEL = "skclip-tiny"
 COMMON = {"model": MODEL, "batch_size": 16, "learning_rate": 0.02, "random_state": 0}
@@ -30,6 +30,24 @@ def test_without_words_the_vectors_are_drawn(rows):
 def test_tokens_of_the_words_are_counted(rows):
     words = "a photo of a"
     assert CoOpClassifier(**COMMON, n_ctx=9, ctx_init=words, max_iter=0).fit(*rows).ctx_.shape == (4, 64)
+
+
+def test_words_hold_no_place_for_the_name(rows):
+    assert prompt_template(" a photo of a ") == "a photo of a {}."
+    message = r"ctx_init='a photo of a \{\}\.' holds words only, and the name of each class is put behind them"
+    with pytest.raises(ValueError, match=message):
+        CoOpClassifier(**COMMON, ctx_init="a photo of a {}.", max_iter=0).fit(*rows)
+
+
+@pytest.mark.parametrize(("ctx_init", "position"), [(None, "end"), (None, "middle"), ("a photo of a", "end")])
+def test_what_was_learned_is_read_as_long_as_it_is(rows, ctx_init, position):
+    """Parameters that are set after `fit` wait for the next."""
+    clf = CoOpClassifier(**COMMON, n_ctx=4, ctx_init=ctx_init, class_position=position, max_iter=2).fit(*rows)
+    names = ["green ring", *clf.classes_]
+    expected = clf.with_classes(names).text_features_
+    longer = None if ctx_init is None else "a photo of a big red"
+    clf.set_params(n_ctx=7, ctx_init=longer, class_specific=True)
+    np.testing.assert_array_equal(clf.with_classes(names).text_features_, expected)
 
 
 def test_it_beats_zero_shot_on_what_it_has_learned(rows):
@@ -69,6 +87,8 @@ def test_classes_with_vectors_of_their_own(rows):
     assert not np.allclose(moved[0], moved[1])
     with pytest.raises(ValueError, match="class_specific=True"):
         clf.with_classes(["green circle", "green star"])
+    with pytest.raises(ValueError, match="class_specific=True"):
+        clf.set_params(class_specific=False).with_classes(["green circle", "green star"])
 
 
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (7, 100), (8, 200), (16, 200)])

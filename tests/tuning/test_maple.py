@@ -252,8 +252,25 @@ def test_new_classes_by_the_same_tokens(cls, world):
 
 
 @both
+def test_what_was_learned_is_read_as_long_as_it_is(cls, world):
+    images, y = world
+    estimator = cls(MODEL, n_ctx=2, depth=3, **{**FAST, "max_iter": 1}).fit(images, y)
+    text, pictures = estimator.text_features_, estimator.encode_image(images[:4])
+    more = {"n_visual_ctx": 5} if cls is IVLPClassifier else {}
+    estimator.set_params(n_ctx=5, depth=2, **more)
+    assert_array_equal(estimator.with_classes(NAMES).text_features_, text)
+    assert_array_equal(estimator.encode_image(images[:4]), pictures)
+
+
+@pytest.mark.parametrize("n_ctx", [0, 2])
+def test_words_hold_no_place_for_the_name(world, n_ctx):
+    with pytest.raises(ValueError, match=r"ctx_init='a photo of a \{\}\.' holds words only"):
+        IVLPClassifier(MODEL, n_ctx=n_ctx, ctx_init=TEMPLATE, **FAST).fit(*world)
+
+
+@both
 def test_features_are_refused(cls):
-    with pytest.raises(ValueError, match=rf"{cls.__name__} .*learns from pictures.*\(8, 128\).*CoOpClassifier"):
+    with pytest.raises(ValueError, match=rf"{cls.__name__} .*pictures.*\(8, 128\).*CoOpClassifier"):
         cls(MODEL).fit(np.zeros((8, 128), dtype=np.float32), NAMES * 2)
 
 

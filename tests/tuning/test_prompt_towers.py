@@ -82,7 +82,7 @@ def model(request, backbones, monkeypatch):
     backbone = backbones[request.param]
     backbone.card = types.SimpleNamespace(name="tiny", logit_scale=None, dim=24, context_length=CONTEXT)
     monkeypatch.setattr("skclip.tuning._tuned.load_backbone", lambda *_, **__: backbone)
-    rows = backbone.encode_texts([f"a photo of a {name}." for name in NAMES])
+    rows = backbone.encode_texts([f"{name}." for name in NAMES])
     noise = np.random.default_rng(0).normal(size=(30, 24))
     X = np.repeat(rows / np.linalg.norm(rows, axis=1, keepdims=True), 10, axis=0) + 0.001 * noise
     return backbone, X, np.repeat(NAMES, 10)
@@ -147,3 +147,48 @@ def test_names_that_do_not_fit(model):
     names = {name: name for name in NAMES} | {"cat": "cat " * 20}
     with pytest.raises(ValueError, match=r"'cat cat .*more than the 16 that the model reads"):
         CoOpClassifier("any", class_names=names, n_ctx=4, max_iter=1, random_state=0).fit(X, y)
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_vectors_that_do_not_fit(model, class_specific):
+    """Start, 12 or 13 vectors, the three words of the longest name, full stop and end in 16 places."""
+    backbone, X, y = model
+    n_most = 11 - len(backbone.tokenizer.start)
+    params = {"class_specific": class_specific, "max_iter": 0}
+    clf = CoOpClassifier("any", n_ctx=n_most, **params).fit(X, y)
+    assert np.isfinite(clf.text_features_).all()
+    message = (
+        rf"class 'very old car' has 17 tokens \({n_most + 1} learned, 3 of its name\), more than the 16 that the model "
+        "reads; use a smaller n_ctx"
+    )
+    with pytest.raises(ValueError, match=message):
+        CoOpClassifier("any", n_ctx=n_most + 1, **params).fit(X, y)
+
+
+def test_vectors_that_do_not_fit_clip(monkeypatch):
+    """77 places, and the tokens of CLIP."""
+    from open_clip import SimpleTokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text = {**TEXT, "context_length": 77, "vocab_size": 49408}
+        module = build_module({"embed_dim": 24, "vision_cfg": VISION, "text_cfg": text})
+    backbone = Backbone(
+        get_card("ViT-B-32/openai"),
+        digest="clip",
+        module=module,
+        make_tokenizer=SimpleTokenizer,
+        device=torch.device("cpu"),
+        precision="float32",
+    )
+    backbone.card = types.SimpleNamespace(name="tiny", logit_scale=None, dim=24, context_length=77)
+    monkeypatch.setattr("skclip.tuning._tuned.load_backbone", lambda *_, **__: backbone)
+    X, y = backbone.encode_texts(["cat.", "tree."]), ["cat", "tree"]
+    params = {"model": "any", "max_iter": 0, "random_state": 0}
+    clf = CoOpClassifier(**params, n_ctx=73).fit(X, y)
+    assert clf.ctx_.shape == (73, 32)
+    with pytest.raises(ValueError, match=r"'red car' has 78 tokens \(73 learned, 2 of its name\)"):
+        clf.with_classes(["cat", "red car"])
+    message = r"has 79 tokens \(75 learned, 1 of its name\), more than the 77 .* use a smaller n_ctx or a shorter name"
+    with pytest.raises(ValueError, match=message):
+        CoOpClassifier(**params, n_ctx=75).fit(X, y)

@@ -154,14 +154,20 @@ def test_a_heavy_tie_to_the_frozen_text_keeps_the_text(world):
 
 
 def test_weights_of_pictures_are_repeats(world):
-    """A picture of weight 0 is as if it were not there, also in the ties."""
+    """A picture of weight 2 is as if it were there twice, also in the ties."""
     images, y = world
-    weights = np.ones(24)
-    weights[20:] = 0.0
-    some = make(max_iter=2).fit(images, y, sample_weight=weights)
-    fewer = make(max_iter=2).fit(images[:20], y[:20])
-    for name, value in fewer.state_delta_.items():
-        assert_allclose(some.state_delta_[name], value, atol=1e-6, err_msg=name)
+    counts = np.where(y == "red star", 2, 1)
+    params = {"augmentation": None, "learning_rate": 0.02}
+    start = make(max_iter=0).fit(images, y).state_delta_
+    plain = make(batch_size=24, **params).fit(images, y)
+    weighted = make(batch_size=24, **params).fit(images, y, sample_weight=counts)
+    repeated = make(batch_size=int(counts.sum()), **params).fit(np.repeat(images, counts, axis=0), np.repeat(y, counts))
+    for name, value in repeated.state_delta_.items():
+        moved = np.linalg.norm(value - start[name])
+        assert np.linalg.norm(weighted.state_delta_[name] - value) < 1e-3 * moved, name
+        assert np.linalg.norm(plain.state_delta_[name] - value) > 0.03 * moved, name
+    for name, curve in repeated.loss_terms_.items():
+        assert_allclose(weighted.loss_terms_[name], curve, rtol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize(("name", "value"), [("text_weight", -1.0), ("averaging_width", 0.0), ("depth", 0)])

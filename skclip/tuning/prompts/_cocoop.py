@@ -205,7 +205,7 @@ def text_per_picture(
     """
     from torch.nn.functional import normalize
 
-    layout = context_layout(estimator, setting)
+    layout = context_layout(estimator, setting, len(learned["ctx"]))
     moved = learned["ctx"] + shift[:, None]
     n_tokens = 1 + len(learned["ctx"]) + int(layout.lengths.sum())
     for part in row_batches(len(shift), 4 * _NUMBERS_PER_TOKEN * n_tokens * setting.text.width):

@@ -22,7 +22,8 @@ class SharedContext:
         return {"ctx": start_of_context(self, setting)}
 
     def _text(self, learned: Tensors, setting: Setting) -> torch.Tensor:
-        return setting.text(context_layout(self, setting)(learned["ctx"]))[0]
+        ctx = learned["ctx"]
+        return setting.text(context_layout(self, setting, len(ctx))(ctx))[0]
 
     def _publish(self, state: dict[str, NDArray], setting: Setting) -> None:
         self.ctx_: Any = state["ctx"]

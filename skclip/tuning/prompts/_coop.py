@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from skclip.templates._templates import SLOT
 from skclip.tuning._prompt_text import POSITIONS, PromptLayout, initial_context
 from skclip.tuning._setting import Setting
 from skclip.tuning._tuned import SGD_CONSTRAINTS, PromptClassifier, sgd_recipe
@@ -39,9 +40,10 @@ class CoOpClassifier(PromptClassifier):
     ``prompt_c = [V_1] ... [V_M] <name of c> .`` with learned vectors V; logits are the scaled cosines of a picture with
     the embeddings of the prompts, and training minimises the cross entropy [1]_. Both towers stay as they are.
 
-    The best of its family on the classes it has seen from 8 pictures per class on, and the worst on others: for new
-    class names take `KgCoOpClassifier` or `ProGradClassifier`. With 1 or 2 pictures per class adapters such as
-    `GDAClassifier` with text are better, and fitted in a second.
+    In the papers that followed it is among the best on the classes it has seen from 8 pictures per class on, and loses
+    most on others: for new class names take `KgCoOpClassifier` or `ProGradClassifier`. With 1 or 2 pictures per class
+    adapters such as `GDAClassifier` with text are better, and fitted in a second. Figures of the bundled model are in
+    the guide :doc:`/user_guide/adaptation`.
 
     Parameters
     ----------
@@ -50,8 +52,8 @@ class CoOpClassifier(PromptClassifier):
     n_ctx : int, default=16
         M, the learned vectors, each in the place of one token.
     ctx_init : str, default=None
-        Words to begin with, such as "a photo of a"; M is then the number of their tokens (the published code counts
-        words, and so cuts some). None draws from N(0, 0.02^2).
+        Words to begin with, such as "a photo of a", without a place for the name; M is then the number of their tokens
+        (the published code counts words, and so cuts some). None draws from N(0, 0.02^2).
     class_specific : bool, default=False
         Whether each class has vectors of its own. They cannot be used for new classes.
     class_position : {"end", "middle", "front"}, default="end"
@@ -165,7 +167,7 @@ class CoOpClassifier(PromptClassifier):
         self.verbose = verbose
 
     def with_classes(self, class_names: ClassNames) -> Self:
-        if self.class_specific:
+        if hasattr(self, "ctx_") and self.ctx_.ndim == 3:
             raise ValueError("class_specific=True learned vectors for the classes of fit alone; new ones have none.")
         return super().with_classes(class_names)
 
@@ -175,23 +177,37 @@ class CoOpClassifier(PromptClassifier):
         return self.class_specific
 
     def _start(self, setting: Setting) -> Tensors:
-        n_classes = len(setting.classes) if self.class_specific else None
-        return {"ctx": start_of_context(self, setting, n_classes)}
+        if not self.class_specific:
+            return {"ctx": start_of_context(self, setting)}
+        n_classes = len(setting.classes)
+        return {"ctx": start_of_context(self, setting, n_classes).unflatten(0, (n_classes, -1))}
 
     def _text(self, learned: Tensors, setting: Setting) -> torch.Tensor:
-        layout = context_layout(self, setting, class_specific=self.class_specific)
-        return setting.text(layout(learned["ctx"]))[0]
+        ctx = learned["ctx"]
+        class_specific = ctx.ndim == 3
+        layout = context_layout(self, setting, ctx.shape[-2], class_specific=class_specific)
+        return setting.text(layout(ctx.flatten(0, 1) if class_specific else ctx))[0]
 
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
         return sgd_recipe(self, epochs_by_shots(self.max_iter, n_pictures, n_classes))
 
     def _publish(self, state: dict[str, NDArray], setting: Setting) -> None:
-        ctx = state["ctx"]
-        self.ctx_ = ctx.reshape(len(setting.classes), -1, ctx.shape[1]) if self.class_specific else ctx
+        self.ctx_ = state["ctx"]
 
 
 def prompt_template(ctx_init: str | None) -> str:
-    """The words around the name, ``{}``."""
+    """The words around the name, ``{}``.
+
+    Raises
+    ------
+    ValueError
+        If `ctx_init` has a place for the name itself.
+    """
+    if ctx_init is not None and SLOT in ctx_init:
+        raise ValueError(
+            f"ctx_init={ctx_init!r} holds words only, and the name of each class is put behind them: leave out "
+            f"{SLOT!r} and what follows it, as in ctx_init='a photo of a'."
+        )
     return "{}." if ctx_init is None else f"{ctx_init.strip()} {{}}."
 
 
@@ -201,15 +217,15 @@ def start_of_context(estimator: Any, setting: Setting, n_classes: int | None = N
     return initial_context(setting.text, words, len(words.before) or estimator.n_ctx, setting.generator, n_classes)
 
 
-def context_layout(estimator: Any, setting: Setting, *, class_specific: bool = False) -> PromptLayout:
-    """Where the vectors stand among the words, made once per setting."""
+def context_layout(estimator: Any, setting: Setting, n_ctx: int, *, class_specific: bool = False) -> PromptLayout:
+    """Where `n_ctx` learned vectors stand, in place of all words before the name; made once per setting."""
     if "layout" not in setting.constants:
         words = setting.words(prompt_template(estimator.ctx_init))
         setting.constants["layout"] = PromptLayout(
             setting.text,
-            words,
+            words._replace(before=words.before[:n_ctx]),
             setting.names,
-            len(words.before) or estimator.n_ctx,
+            n_ctx,
             position=estimator.class_position,
             class_specific=class_specific,
         )

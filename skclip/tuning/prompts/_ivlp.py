@@ -62,8 +62,9 @@ class IVLPClassifier(TokensOfBoth, TowerClassifier):
     Independent vision-language prompting: learned tokens stand before the words of the class text and behind the
     patches of the picture, and are replaced by other learned ones before each of the next blocks [1]_ [2]_.
 
-    It fits the classes of `fit` as well as `MaPLeClassifier`, which ties the tokens of the two towers together, and
-    others worse; `PromptSRCClassifier` adds what holds it near the model as it came.
+    In the paper of `MaPLeClassifier`, which ties the tokens of the two towers together, it fits the classes of `fit` as
+    well and others worse [2]_; `PromptSRCClassifier` adds what holds it near the model as it came. Figures of the
+    bundled model are in the guide :doc:`/user_guide/adaptation`.
 
     Parameters
     ----------
@@ -217,7 +218,7 @@ def start_of_text(estimator: Any, setting: Setting, depth: int) -> Tensors:
     import torch
 
     text, n_ctx = setting.text, estimator.n_ctx
-    start = {"ctx": initial_context(text, words_before(estimator, setting), n_ctx, setting.generator)}
+    start = {"ctx": initial_context(text, words_before(estimator, setting, n_ctx), n_ctx, setting.generator)}
     if depth > 1:
         start["deep_ctx"] = 0.02 * torch.randn((depth - 1, n_ctx, text.width), generator=setting.generator)
     return start
@@ -238,18 +239,18 @@ def start_of_both(estimator: Any, setting: Setting) -> Tensors:
     return start
 
 
-def words_before(estimator: Any, setting: Setting) -> PromptWords:
-    """The words around the names: those of `ctx_init` if the learned tokens can begin as some of them."""
+def words_before(estimator: Any, setting: Setting, n_ctx: int) -> PromptWords:
+    """The words around the names: those of `ctx_init` if so many learned tokens can begin as some of them."""
     words = setting.words(prompt_template(estimator.ctx_init))
-    return words if len(words.before) >= estimator.n_ctx else setting.words(prompt_template(None))
+    return words if len(words.before) >= n_ctx else setting.words(prompt_template(None))
 
 
-def text_layout(estimator: Any, setting: Setting) -> PromptLayout:
+def text_layout(estimator: Any, setting: Setting, n_ctx: int) -> PromptLayout:
     """Where the tokens stand among the words, made once per setting."""
     constants = setting.constants
     if "layout" not in constants:
-        words = words_before(estimator, setting)
-        constants["layout"] = PromptLayout(setting.text, words, setting.names, estimator.n_ctx)
+        words = words_before(estimator, setting, n_ctx)
+        constants["layout"] = PromptLayout(setting.text, words, setting.names, n_ctx)
     return constants["layout"]
 
 
@@ -257,9 +258,10 @@ def prompted_text(estimator: Any, learned: Tensors, setting: Setting) -> torch.T
     """Projections of the classes (K, d) with what was learned of the text tower."""
     import torch
 
-    layout, constants = text_layout(estimator, setting), setting.constants
-    if estimator.n_ctx:
-        return setting.text(layout(learned["ctx"], deep=list(learned.get("deep_ctx", ()))))[0]
+    ctx, constants = learned.get("ctx"), setting.constants
+    layout = text_layout(estimator, setting, 0 if ctx is None else len(ctx))
+    if ctx is not None:
+        return setting.text(layout(ctx, deep=list(learned.get("deep_ctx", ()))))[0]
     if "plain_text" not in constants:
         nothing = torch.zeros((0, setting.text.width), device=setting.device)
         constants["plain_text"] = setting.text(layout(nothing))[0]

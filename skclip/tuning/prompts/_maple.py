@@ -38,8 +38,10 @@ class MaPLeClassifier(TowerClassifier):
     what the text tower has made of them before its block i, for the first J layers. The image tower reads the linear
     images F_i(V_i) behind the patches of every picture in the same way. Tokens and maps are learned, the towers stay.
 
-    A few hundred pictures are enough, and classes that were not seen lose less than by `CoOpClassifier`. Needs
-    pictures, since the image tower changes; for features take `KgCoOpClassifier`.
+    In the paper a few hundred pictures are enough for nearly the accuracy of `CoOpClassifier` on the classes of `fit`,
+    and classes that were not seen lose far less. Whether they do depends on the model and on the pictures: figures of
+    the bundled model are in the guide :doc:`/user_guide/adaptation`. Needs pictures, since the image tower changes; for
+    features take `KgCoOpClassifier`.
 
     Parameters
     ----------
@@ -78,7 +80,7 @@ class MaPLeClassifier(TowerClassifier):
     See Also
     --------
     IVLPClassifier : Tokens of either tower on their own.
-    PromptSRCClassifier : Those, held near the model as it came; better on classes that were not seen.
+    PromptSRCClassifier : Those, held near the model as it came.
 
     Notes
     -----

@@ -36,8 +36,9 @@ class PromptSRCClassifier(TokensOfBoth, TowerClassifier):
     tokens of all epochs are averaged, those of late epochs most [1]_:
     ``L = CE + text_weight mean|t - t0| + image_weight mean|f - f0| + logit_weight KL(z0 || z) / (B K)``.
 
-    The best of the methods that prompt both towers, on the classes of `fit` and on others; more than four times the
-    work of `MaPLeClassifier` as published, since it trains for 20 epochs and reads each picture without tokens as well.
+    In the paper the best of the methods that prompt both towers, on the classes of `fit` and on others; here the ties
+    can hold it back on the former (:doc:`/user_guide/adaptation`). As published more than four times the work of
+    `MaPLeClassifier`, since it trains for 20 epochs and reads each picture without tokens as well.
 
     Parameters
     ----------
@@ -199,7 +200,8 @@ class PromptSRCClassifier(TokensOfBoth, TowerClassifier):
         self.verbose = verbose
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
-        text_layout(self, setting)  # names that are too long are an error before they are cut for the frozen text
+        # names that are too long are an error before they are cut for the frozen text
+        text_layout(self, setting, self.n_ctx)
         if self.text_weight or self.logit_weight:
             setting.constants["frozen_text"] = setting.class_text(self.templates)
 
