@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from skclip import CLIPFeatures, ZeroShotClassifier
-from skclip.datasets import make_picture_world
+from skclip.datasets import few_shot_split, make_picture_world
 from skclip.tuning.prompts._coop import CoOpClassifier
 from skclip.tuning.prompts._kgcoop import KgCoOpClassifier
+from skclip.tuning.prompts._prograd import ProGradClassifier
 
 MODEL = "skclip-tiny"
 COMMON = {"model": MODEL, "batch_size": 16, "learning_rate": 0.02, "random_state": 0}
@@ -68,3 +69,46 @@ def test_errors_name_the_parameter(rows):
         KgCoOpClassifier(**COMMON, kg_weight=-1.0).fit(*rows)
     with pytest.raises(ValueError, match="templates"):
         KgCoOpClassifier(**COMMON, templates="a sentence without a place").fit(*rows)
+
+
+def test_what_was_learned_is_read_as_long_as_it_is(rows):
+    clf = KgCoOpClassifier(**COMMON, ctx_init=None, n_ctx=3, max_iter=1).fit(*rows)
+    names = ["green ring", *clf.classes_]
+    expected = clf.with_classes(names).text_features_
+    np.testing.assert_array_equal(clf.set_params(n_ctx=5).with_classes(names).text_features_, expected)
+
+
+@pytest.fixture(scope="module")
+def base_and_new():
+    """Features of coarse noisy pixels: 5 pairs of which the colour alone tells, to learn from; 20 others by name."""
+    shapes, colors = ["circle", "square", "triangle", "star", "cross"], ["red", "green", "blue", "yellow", "purple"]
+    base = [f"{color} {shape}" for color, shape in zip(colors, shapes)]
+
+    def draw(n, seed):
+        options = {"styles": ["pixel"], "noise": 60.0, "held_out": "include", "random_state": seed}
+        world = make_picture_world(n, shapes=shapes, colors=colors, **options)
+        y = np.array(world.target)
+        return CLIPFeatures(MODEL, store=None).fit_transform(world.images), y, np.isin(y, base)
+
+    (X, y, known), test = draw(600, 7), draw(800, 8)
+    return (X[known], y[known]), test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_stays_near_the_hand_written_prompt_serves_new_classes_and_coop_its_own(base_and_new, seed):
+    (X, y), (X_test, y_test, known) = base_and_new
+    train, _ = few_shot_split(y, 16, random_state=seed)
+    new = np.unique(y_test[~known]).tolist()
+
+    def accuracies(cls, **params):
+        clf = cls(MODEL, max_iter=50, batch_size=32, learning_rate=0.02, random_state=seed, **params)
+        clf.fit(X[train], y[train])
+        others = clf.with_classes(new)
+        return clf.score(X_test[known], y_test[known]), others.score(X_test[~known], y_test[~known])
+
+    coop = accuracies(CoOpClassifier, ctx_init="a photo of a")
+    for cls, params in ((KgCoOpClassifier, {}), (ProGradClassifier, {"n_ctx": 4})):
+        base, others = accuracies(cls, **params)
+        assert others > coop[1] + 0.05, cls.__name__
+        assert base < coop[0] - 0.01, cls.__name__
