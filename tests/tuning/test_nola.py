@@ -69,7 +69,8 @@ def make(text, **params):
 
 def quick(text, **params):
     """On few pictures, with a head that is fitted at once."""
-    return make(text, **{"teacher_head": LogisticRegression(), "batch_size": 16, **params})
+    few = {"teacher_head": LogisticRegression(), "n_tokens": 4, "augmentation": None, "batch_size": 16}
+    return make(text, **{**few, **params})
 
 
 @pytest.fixture(scope="module")
@@ -331,9 +332,9 @@ np.save({str(tmp_path / "proba.npy")!r}, estimator.predict_proba(X))"""
 
 
 def test_an_interrupted_fit_goes_on_from_its_checkpoint(world, text, tmp_path, monkeypatch):
-    X = world.images[:32]
-    whole = quick(text, max_iter=3).fit(X)
-    halted = quick(text, max_iter=3, checkpoint=tmp_path / "state")
+    X, params = world.images[:32], {"max_iter": 3, "augmentation": "nola"}
+    whole = quick(text, **params).fit(X)
+    halted = quick(text, **params, checkpoint=tmp_path / "state")
     terms, steps = NoLAClassifier._terms, []
 
     def interrupted(self, setting):
@@ -393,13 +394,14 @@ def test_the_order_of_the_classes_permutes_columns_only(world):
 def test_the_order_of_the_pictures_plays_no_part_where_a_step_sees_them_all(world, text):
     # in smaller batches other pictures meet, as after another shuffling
     X, order = world.images[:32], np.random.default_rng(0).permutation(32)
-    one, other = (quick(text, batch_size=32).fit(pictures) for pictures in (X, X[order]))
+    params = {"batch_size": 32, "augmentation": "crop_flip"}
+    one, other = (quick(text, **params).fit(pictures) for pictures in (X, X[order]))
     np.testing.assert_allclose(other.logits(X), one.logits(X), rtol=1e-3, atol=5e-3)
     assert np.abs(one.logits(X) - quick(text, max_iter=0).fit(X).logits(X)).max() > 0.1
 
 
 def test_two_threads_predict_as_one(world, text, fitted):
-    classifiers = [copy(fitted), quick(text, n_tokens=4).fit(world.images[:32])]
+    classifiers = [copy(fitted), quick(text).fit(world.images[:32])]
     for clf in classifiers:
         clf.store = None
     X = world.images[:40]

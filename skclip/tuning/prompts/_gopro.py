@@ -43,9 +43,11 @@ class GOProClassifier(SharedContext, PromptClassifier):
     tokens behind each block of the image tower, and the prompts of a picture are held to those of its augmented
     views [1]_.
 
-    Meant for pictures whose style shifts between training and use. X are the rows of `CLIPLayerStatistics`, whose
-    `fit_transform` gives the views. Each picture has class text of its own: n pictures of K classes cost n K prompts
-    through the text tower, in training three times as many. Where style does not shift, `KgCoOpClassifier` costs less.
+    Meant for pictures whose style shifts between training and use; the figures of the bundled model in the guide
+    :doc:`/user_guide/adaptation` show no clear gain over `CoOpClassifier` there. X are the rows of
+    `CLIPLayerStatistics`, whose `fit_transform` gives the views. Each picture has class text of its own: n pictures of
+    K classes cost n K prompts through the text tower, in training three times as many. Where style does not shift,
+    `KgCoOpClassifier` costs less.
 
     Parameters
     ----------
@@ -59,8 +61,10 @@ class GOProClassifier(SharedContext, PromptClassifier):
         Where the name stands: after the vectors, between their halves, or before them.
     consistency_weight : float, default=1.0
         Of the mean squared difference between the class text of a picture and that of its views, summed over two views.
+        It is a mean over all entries of unit rows, and so small: a weight of about 100 makes it count.
     ssl_weight : float, default=0.1
-        Of the contrastive loss between the pictures and their first views.
+        Of the contrastive loss between the pictures of a step and their first views; with `distributed` each process
+        contrasts those of its own share.
     ssl_temperature : float, default=0.1
         Of the contrastive loss.
     ssl_affects : {"head", "prompts"}, default="head"
