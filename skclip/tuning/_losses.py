@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from skclip.tuning._setting import in_float32
+
 if TYPE_CHECKING:
     import torch
+
+# of the length of another gradient: what rounding leaves of one that is zero
+_NOTHING = 1e-5
 
 
 def cross_entropy(
@@ -82,7 +87,8 @@ def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float = 0.1)
     from torch.nn import functional
 
     vectors = functional.normalize(torch.cat([first, second]), dim=1)
-    scores = (vectors @ vectors.T / temperature).fill_diagonal_(-torch.inf)
+    with in_float32(vectors):
+        scores = (vectors @ vectors.T / temperature).fill_diagonal_(-torch.inf)
     positions = torch.arange(len(vectors), device=vectors.device)
     return functional.cross_entropy(scores, positions.roll(len(first)))
 
@@ -96,7 +102,8 @@ def text_to_text(text: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     import torch
     from torch.nn import functional
 
-    cosines = text @ prototypes.transpose(-1, -2)
+    with in_float32(text):
+        cosines = text @ prototypes.transpose(-1, -2)
     n_classes = cosines.shape[-1]
     labels = torch.arange(n_classes, device=cosines.device).expand(cosines.shape[:-1])
     return functional.cross_entropy(cosines.reshape(-1, n_classes), labels.reshape(-1))
@@ -106,6 +113,8 @@ def project_gradients(g_d: torch.Tensor, g_g: torch.Tensor, weight: float = 1.0)
     """The gradient of the labels without what opposes general knowledge, for one tensor of parameters.
 
     ``g_d - weight <g_d, u> u`` with ``u = g_g / ||g_g||`` where ``<g_d, g_g> < 0``, else `g_d`: ProGrad, ICCV 2023.
+    A `g_g` shorter than 1e-5 of `g_d` is zero but for rounding, as where the learned prompt is still the hand-written
+    one, and its direction says nothing: `g_d` again.
 
     Parameters
     ----------
@@ -117,10 +126,13 @@ def project_gradients(g_d: torch.Tensor, g_g: torch.Tensor, weight: float = 1.0)
         0 keeps `g_d`, 1 takes all of the opposing part away.
     """
     product = (g_d * g_g).sum()
-    if product >= 0:
+    length = g_g.norm()
+    if product >= 0 or length <= _NOTHING * g_d.norm():
         return g_d
-    return g_d - weight * product / g_g.square().sum() * g_g
+    direction = g_g / length  # the square of a short gradient would be zero
+    return g_d - weight * (g_d * direction).sum() * direction
 
 
 def _mean_over_pictures(losses: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    return losses.mean() if weights is None else weights @ losses / len(losses)
+    # autocast would multiply matrices in half precision, but not entries
+    return losses.mean() if weights is None else (weights * losses).sum() / len(losses)

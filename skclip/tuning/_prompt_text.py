@@ -18,21 +18,30 @@ POSITIONS = ("end", "middle", "front")
 class PromptWords(NamedTuple):
     """Token ids of the prompts of K classes, cut where the name stands.
 
+    Tokenisers may join the last sign of a name and the first behind it to one token, as CLIP's does with ``)`` and
+    ``,``: `own` has the text as it is read, `names` and `after` the two parts as they are read apart.
+
     Attributes
     ----------
     start : list of int
         The start token, or nothing: some tokenisers write none.
     before : list of int
         What stands before the name, the same for all classes.
+    behind : list of int
+        What stands behind the name, read without any name.
     names : list of K lists of int
     after : list of K lists of int
         What stands after the name, the end token last.
+    own : list of K lists of int
+        Name and what stands after it, the end token last.
     """
 
     start: list[int]
     before: list[int]
+    behind: list[int]
     names: list[list[int]]
     after: list[list[int]]
+    own: list[list[int]]
 
 
 def read_words(backbone: Any, template: str, names: Sequence[str]) -> PromptWords:
@@ -51,22 +60,22 @@ def read_words(backbone: Any, template: str, names: Sequence[str]) -> PromptWord
         If a tokeniser writes the words before the name otherwise next to some names.
     """
     before_text, _, after_text = template.partition(SLOT)
-    texts = [f"{before_text}{name}{after_text}" for name in names]
-    nothing, before_ids, *alone = backbone.token_ids(["", before_text, *names])
+    nothing, before_ids, behind_ids = backbone.token_ids(["", before_text, after_text])
     n_start = len(nothing) - 1
-    start, before = before_ids[:n_start], before_ids[n_start:-1]
-    read = backbone.token_ids(texts)
+    start, before, behind = before_ids[:n_start], before_ids[n_start:-1], behind_ids[n_start:-1]
     n_before = n_start + len(before)
-    for name, ids in zip(names, read):
-        if ids[n_start:n_before] != before:
+    whole = backbone.token_ids([f"{before_text}{name}{after_text}" for name in names])
+    without = backbone.token_ids([f"{before_text}{name}" for name in names])
+    words = PromptWords(start, before, behind, [], [], [])
+    for name, ids, ids_to_name in zip(names, whole, without):
+        if not before == ids[n_start:n_before] == ids_to_name[n_start:n_before]:
             raise ValueError(f"The words {before_text!r} become other tokens before {name!r}; use another template.")
-    lengths = [len(ids) - n_start - 1 for ids in alone]
-    return PromptWords(
-        start,
-        before,
-        [ids[n_before : n_before + length] for ids, length in zip(read, lengths)],
-        [ids[n_before + length :] for ids, length in zip(read, lengths)],
-    )
+        own, name_ids = ids[n_before:], ids_to_name[n_before:-1]
+        joined = own[: len(name_ids)] != name_ids
+        words.names.append(name_ids)
+        words.after.append([*behind, own[-1]] if joined else own[len(name_ids) :])
+        words.own.append(own)
+    return words
 
 
 class PromptLayout:
@@ -109,15 +118,16 @@ class PromptLayout:
 
         # learned vectors are numbered below the ids: -1, -2, ...
         learned, fixed = list(range(-1, -1 - n_ctx, -1)), words.before[n_ctx:]
-        ends = words.after
+        own = words.own
         if n_after is not None:
-            ends = [[*range(-1 - n_ctx, -1 - n_ctx - n_after, -1), after[-1]] for after in words.after]
+            behind = range(-1 - n_ctx, -1 - n_ctx - n_after, -1)
+            own = [[*name, *behind, after[-1]] for name, after in zip(words.names, words.after)]
         first, rest = {"end": (learned, []), "middle": (learned[: n_ctx // 2], learned[n_ctx // 2 :])}.get(
             position, ([], learned)
         )
         prefix = [*words.start, *(first + fixed if position == "end" else first)]
-        middle = [] if position == "end" else rest + fixed
-        own = [name + middle + end for name, end in zip(words.names, ends)]
+        if position != "end":
+            own = [[*name, *rest, *fixed, *after] for name, after in zip(words.names, words.after)]
         if class_specific:
             own = [
                 [code if code >= 0 else code - k * n_ctx for code in prefix[len(words.start) :] + codes]

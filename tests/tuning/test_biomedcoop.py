@@ -128,6 +128,14 @@ def test_scores_are_float32_where_towers_work_in_half_precision():
     torch.testing.assert_close(found, sentence_scores(image, sentences))
 
 
+def test_weighted_scores_are_float32_where_towers_work_in_half_precision():
+    rng = np.random.default_rng(1)
+    scores, weights = torch.tensor(rng.normal(size=(9, 4)), dtype=torch.float32), torch.arange(9.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mean_score(scores, weights)
+    torch.testing.assert_close(found, mean_score(scores, weights))
+
+
 @pytest.mark.parametrize("selection", ["batch", "dataset"])
 def test_a_sentence_about_something_else_is_left_out(rows, selection):
     X, y, descriptions = rows
@@ -177,6 +185,21 @@ def test_views_and_weights(rows):
     np.testing.assert_array_equal(clf.fit(X[:, None], y).ctx_, once)
     np.testing.assert_allclose(clf.fit(X, y, sample_weight=np.full(len(y), 3.0)).ctx_, once, atol=1e-6)
     assert clf.fit(np.stack([X, X[::-1]], axis=1), y).kept_descriptions_.shape == (3,)
+
+
+@pytest.mark.parametrize("selection", ["batch", "dataset"])
+def test_weights_of_whole_numbers_are_repeated_pictures(rows, selection):
+    X, y, descriptions = rows
+    counts = np.where(np.char.startswith(y, "red"), 5, np.random.default_rng(0).integers(0, 3, size=len(y)))
+    repeated = np.repeat(np.arange(len(y)), counts)
+    common = {**COMMON, "batch_size": 400, "sccm_weight": 20.0, "kdsp_weight": 10.0, "tau": 1.0}
+    clf = BiomedCoOpClassifier(**common, descriptions=descriptions, selection=selection, max_iter=8)
+    weighted = clf.fit(X, y, sample_weight=counts)
+    found, kept = weighted.ctx_, weighted.kept_descriptions_
+    plain = clf.fit(X[repeated], y[repeated])
+    np.testing.assert_array_equal(kept, plain.kept_descriptions_)
+    wanted, start = plain.ctx_, clf.set_params(max_iter=0).fit(X, y).ctx_
+    assert np.abs(found - wanted).max() < 1e-3 * np.abs(found - start).max()
 
 
 def test_how_descriptions_are_given():

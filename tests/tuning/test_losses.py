@@ -56,6 +56,26 @@ def test_weights_of_whole_numbers_are_repeated_pictures():
         assert weighted == pytest.approx(value(term, a[repeated], b[repeated]))
 
 
+def test_sums_over_pictures_are_float32_where_towers_work_in_half_precision():
+    """Few tenths of a percent of the loss would be lost, and weighted pictures not be repeated ones."""
+    logits, teacher, text, frozen = (torch.tensor(a, dtype=torch.float32) for a in (LOGITS, TEACHER, TEXT, FROZEN))
+    codes, weights = torch.from_numpy(CODES), torch.tensor(WEIGHTS, dtype=torch.float32)
+    text, frozen = (torch.nn.functional.normalize(rows, dim=1) for rows in (text, frozen))
+    cases = {
+        "cross_entropy": lambda: losses.cross_entropy(logits, codes, weights),
+        "kl_divergence": lambda: losses.kl_divergence(teacher, logits, weights=weights),
+        "mean_absolute": lambda: losses.mean_absolute(logits, teacher, weights),
+        "mse": lambda: losses.mse(logits, teacher, weights),
+        "text_to_text": lambda: losses.text_to_text(text, frozen),
+        "nt_xent": lambda: losses.nt_xent(text, frozen),
+    }
+    for name, term in cases.items():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = term()
+        assert found.dtype == torch.float32, name
+        assert float(found) == pytest.approx(float(term()), rel=1e-6), name
+
+
 def test_cosine_distance_to():
     cosines = (unit(TEXT) * unit(FROZEN)).sum(axis=1)
     assert value(losses.cosine_distance_to, TEXT, FROZEN) == pytest.approx(1 - cosines.mean())
@@ -139,3 +159,13 @@ def test_project_gradients(weight):
 def test_a_teacher_that_agrees_already_leaves_the_gradient():
     g_d = torch.from_numpy(TEXT)
     assert torch.equal(losses.project_gradients(g_d, torch.zeros_like(g_d)), g_d)
+
+
+@pytest.mark.parametrize("length", [1e-7, 1e-21])
+def test_what_rounding_leaves_of_a_gradient_has_no_direction(length):
+    g_d = torch.tensor(TEXT, dtype=torch.float32)
+    noise = -length * g_d / g_d.norm()
+    assert torch.equal(losses.project_gradients(g_d, noise), g_d)
+    # short beside nothing is not short: all of a gradient that opposes is left out at any scale
+    small = 1e-21 * g_d
+    assert float(losses.project_gradients(small, -small).norm()) < 1e-6 * float(small.norm())

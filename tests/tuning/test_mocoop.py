@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import json
 from copy import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.special import softmax
 
-from skclip import CLIPTextFeatures
+from skclip import CLIPTextFeatures, ZeroShotClassifier
 from skclip.tuning.prompts._coop import CoOpClassifier
-from skclip.tuning.prompts._mocoop import MoCoOpClassifier, mixed_cosines, routing_targets
+from skclip.tuning.prompts._mocoop import MoCoOpClassifier, mixed_cosines, router_logits, routing_targets
 
 torch = pytest.importorskip("torch")
 
@@ -26,6 +28,29 @@ def encode(sentences):
 
 def unit(rows):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def clip_words(tmp_path_factory):
+    """A small random model that reads CLIP's own tokens, which join ")" and ",", and features for it."""
+    from safetensors.torch import save_file
+
+    from skclip._backbones._building import build_module
+
+    sizes = {"width": 32, "layers": 2}
+    vision = {"image_size": 32, "head_width": 16, "patch_size": 16, **sizes}
+    text = {"context_length": 77, "vocab_size": 49408, "heads": 2, **sizes}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = build_module(config)
+    folder = tmp_path_factory.mktemp("clip")
+    save_file(
+        {key: value.contiguous() for key, value in module.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    content = {"model_cfg": config, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content), encoding="utf-8")
+    return f"local-dir:{folder}", np.random.default_rng(0).normal(size=(12, 24))
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +91,36 @@ def test_words_behind_the_name_are_learned(fitted):
     assert np.all(np.abs(clf.state_delta_["ctx.1"] - before).max(axis=1) > 1e-6)
 
 
+def test_words_behind_the_name_are_those_of_the_template_whatever_the_names(clip_words):
+    model, X = clip_words
+    params = {"template_groups": ["a photo of a {}, a type of pet"], "top_k": 1, "max_iter": 2, "random_state": 0}
+    orders = []
+    for second in ("dog", "crane (bird)"):
+        for names in (["cat", second], [second, "cat"]):
+            clf = MoCoOpClassifier(model, class_names=dict(enumerate(names)), **params).fit(X, np.arange(12) % 2)
+            assert clf.state_delta_["ctx.0"].shape == (4 + 5, 32)  # "a photo of a", then ", a type of pet"
+            orders.append(clf)
+    for clf in (orders[0], orders[3]):  # that began with a plain name, and with the other
+        one, other = (
+            clf.with_classes(dict(enumerate(names))).text_features_[0]
+            for names in (["cat", "crane (bird)"], ["crane (bird)", "cat"])
+        )
+        np.testing.assert_allclose(one, other[::-1], atol=1e-6)
+        plain = clf.with_classes({0: "cat", 1: "dog"}).text_features_[0]
+        np.testing.assert_allclose(one[0], plain[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("position", ["front", "middle"])
+def test_a_name_that_ends_in_a_bracket_leaves_the_full_stop_in_its_place(clip_words, position):
+    model, X = clip_words
+    names = {0: "cat", 1: "crane (bird)"}
+    clf = CoOpClassifier(model, class_names=names, ctx_init="a photo of a", class_position=position, max_iter=0)
+    text = clf.fit(X, np.arange(12) % 2).text_features_
+    template = {"front": "{} a photo of a.", "middle": "a photo {} of a."}[position]
+    wanted = CLIPTextFeatures(model).transform([template.format(name) for name in names.values()])
+    np.testing.assert_allclose(text, wanted, atol=1e-5)
+
+
 def test_one_expert_alone_is_coop(world):
     X, y, _ = world(1, NAMES[:6], 32)
     # its gradients are shorter than 1, and one batch has no order
@@ -84,6 +139,32 @@ def test_one_expert_alone_is_coop(world):
     np.testing.assert_allclose(one.loss_curve_, coop.loss_curve_, rtol=1e-4)
     np.testing.assert_allclose(one.logits(X), coop.logits(X), atol=1e-2)
     assert one.loss_curve_[-1] < one.loss_curve_[0] - 0.01
+
+
+def test_words_on_both_sides_of_the_name_follow_the_gradient(world):
+    """As long a step on each side as the loss is steep there, by differences."""
+    X, y, _ = world(1, NAMES[:6], 32)
+    params = {"top_k": 1, "text_weight": 0, "gate_weight": 0, "correction": False, "batch_size": 32, "random_state": 0}
+    params |= {"template_groups": ["a tiny {} above a star"], "momentum": 0.0, "weight_decay": 0.0}
+    start = MoCoOpClassifier(MODEL, **params, max_iter=0).fit(X, y)
+    step = MoCoOpClassifier(MODEL, **params, max_iter=2, learning_rate=0.01).fit(X, y)
+    moved = step.state_delta_["ctx.0"] - start.state_delta_["ctx.0"]
+    codes = np.searchsorted(start.classes_, y)
+
+    def loss(shift):
+        clf = copy(start)
+        clf.state_delta_ = start.state_delta_ | {"ctx.0": start.state_delta_["ctx.0"] + shift}
+        clf = clf.with_classes(list(clf.classes_))
+        return -np.mean(np.log(clf.predict_proba(X)[np.arange(32), codes]))
+
+    lengths, slopes = [], []
+    for side in (slice(0, 2), slice(2, 5)):  # "a tiny", "above a star"
+        direction = np.zeros_like(moved)
+        lengths.append(np.linalg.norm(moved[side]))
+        direction[side] = moved[side] / lengths[-1]
+        slopes.append((loss(0.01 * direction) - loss(-0.01 * direction)) / 0.02)
+    assert max(slopes) < -0.01
+    assert slopes[0] / slopes[1] == pytest.approx(lengths[0] / lengths[1], rel=0.1)
 
 
 def test_mixing_cosines_is_mixing_features():
@@ -113,17 +194,24 @@ def test_logits_are_those_that_training_saw(fitted):
     np.testing.assert_allclose(clf.logits(X), wanted.numpy(), atol=1e-3)
 
 
-def test_experts_in_another_order_are_routed_in_that_order(fitted):
-    clf, X, _ = fitted
+def test_groups_in_another_order_are_the_same_experts_in_that_order(fitted):
+    """Up to the router, whose numbers are drawn in the order of the groups: it begins from what was learned."""
+    _, X, y = fitted
     order = [2, 0, 1]
-    other = copy(clf)
-    other.state_delta_ = clf.state_delta_ | {
-        name: clf.state_delta_[name][order] for name in ("router.weight", "router.bias")
-    }
-    other.text_features_ = clf.text_features_[order]
-    np.testing.assert_array_equal(other.route(X), clf.route(X)[:, order])
+    params = {"batch_size": 64, "random_state": 0, "learning_rate": 0.1}  # one batch, so that the draws are the same
+
+    def learned(groups, start_order):
+        clf = MoCoOpClassifier(MODEL, template_groups=groups, max_iter=0, **params).fit(X, y)
+        for name in ("router.weight", "router.bias"):
+            clf.state_delta_[name] = clf.state_delta_[name][start_order]
+        return clf.set_params(max_iter=6, warm_start=True).fit(X, y)
+
+    clf, other = learned(GROUPS, [0, 1, 2]), learned([GROUPS[g] for g in order], order)
+    np.testing.assert_allclose(other.route(X), clf.route(X)[:, order], atol=1e-5)
     np.testing.assert_array_equal(np.array(order)[other.prompt_indices(X)], clf.prompt_indices(X))
-    np.testing.assert_allclose(other.logits(X), clf.logits(X), atol=1e-4)
+    np.testing.assert_allclose(other.text_features_, clf.text_features_[order], atol=1e-5)
+    np.testing.assert_allclose(other.logits(X), clf.logits(X), atol=1e-3)
+    assert len(set(clf.prompt_indices(X)[:, 0])) > 1
 
 
 def test_prompt_indices_are_the_largest_of_the_router(fitted):
@@ -151,6 +239,15 @@ def test_routing_targets(boost):
             np.testing.assert_allclose(targets[best], 0.5, atol=0.25)
             assert targets[best].sum() > 0.999
         assert set(np.argsort(-targets)[:2]) == set(best)
+
+
+def test_the_router_is_float32_where_towers_work_in_half_precision():
+    rng = np.random.default_rng(0)
+    image, weight, bias = (torch.tensor(rng.normal(size=size), dtype=torch.float32) for size in ((5, 7), (3, 7), (3,)))
+    step = SimpleNamespace(image=image, learned={"router.weight": weight, "router.bias": bias})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = router_logits(step)
+    torch.testing.assert_close(found, image @ weight.T + bias)
 
 
 def test_routing_targets_are_told_apart_where_towers_work_in_half_precision():
@@ -189,6 +286,19 @@ def test_more_names_change_the_term_of_the_text_alone(fitted):
     assert more.with_classes(NAMES[6:12]).text_features_.shape == (3, 6, 128)
 
 
+def test_more_names_leave_classes_of_one_name_where_they_are(fitted):
+    _, X, y = fitted
+    X = np.concatenate([X[y == "red circle"], X[y == "blue star"]])
+    codes = np.where(np.arange(len(X)) < np.sum(y == "red circle"), np.arange(len(X)) % 2, 2)
+    params = {"template_groups": GROUPS, "batch_size": 64, "max_iter": 2, "random_state": 0, "text_weight": 0}
+    params |= {"class_names": {0: "red circle", 1: "red circle", 2: "blue star"}, "gate_weight": 0}
+    alone, more = (
+        MoCoOpClassifier(MODEL, **params, all_class_names=names).fit(X, codes)
+        for names in (None, ["red circle", "green heart", "green heart"])
+    )
+    assert more.loss_terms_["cross_entropy"] == pytest.approx(alone.loss_terms_["cross_entropy"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -220,18 +330,28 @@ def test_pictures_near_the_text_of_a_group_are_routed_to_it(world):
 
 
 @pytest.mark.slow
-def test_beats_coop_on_new_names_where_one_prompt_cannot_fit_all_styles(world):
-    scores = {"coop": [], "mocoop": [], "router": []}
+def test_new_names_gain_by_what_experts_learn_and_lose_nothing_against_one_prompt(world):
+    """82.3 % on average, CoOp 81.7 %, the templates as they are 77.5 %, "a photo of a" 69.9 %.
+
+    Learning rates are the best of 0.002, 0.02, 0.1 and of 0.032, 0.1 on other draws, where it is 82.0 and 78.6 %: the
+    gain over one prompt that trains as well is of the size of its spread.
+    """
+    scores = {"templates": [], "coop": [], "mocoop": [], "router": []}
     for seed in range(3):
         names = np.random.default_rng(seed).permutation(NAMES)
+        new = {name: name for name in names[10:]}
         X, y, _ = world(seed, names[:10], 160, noise=1.0)
         X_new, y_new, styles = world(100 + seed, names[10:], 400, noise=1.0)
-        common = {"max_iter": 30, "random_state": seed}
-        coop = CoOpClassifier(MODEL, n_ctx=4, **common).fit(X, y)
+        common = {"max_iter": 30, "learning_rate": 0.1, "random_state": seed}
+        templates = ZeroShotClassifier(MODEL, class_names=new, templates=STYLES).fit()
+        coop = CoOpClassifier(MODEL, ctx_init="a photo of a", **common).fit(X, y).with_classes(new)
         mocoop = MoCoOpClassifier(MODEL, template_groups=[[style] for style in STYLES], **common).fit(X, y)
-        scores["coop"].append(coop.with_classes(list(names[10:])).score(X_new, y_new))
-        scores["mocoop"].append(mocoop.with_classes(list(names[10:])).score(X_new, y_new))
+        mocoop = mocoop.with_classes(new)
+        for name, clf in (("templates", templates), ("coop", coop), ("mocoop", mocoop)):
+            scores[name].append(clf.score(X_new, y_new))
         scores["router"].append(np.mean(np.any(mocoop.prompt_indices(X_new) == styles[:, None], axis=1)))
-    assert np.mean(scores["mocoop"]) > np.mean(scores["coop"]) + 0.03, scores
+    found = {name: np.mean(values) for name, values in scores.items()}
+    assert found["mocoop"] > found["templates"] + 0.03, scores
+    assert found["mocoop"] > found["coop"] - 0.01, scores
     # half of all pictures by chance
-    assert np.mean(scores["router"]) > 0.75
+    assert found["router"] > 0.75, scores

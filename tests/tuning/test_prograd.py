@@ -69,6 +69,26 @@ def test_no_step_goes_against_what_is_known(rows):
     assert 0 < opposed < len(clf.watched_) == 24
 
 
+def test_the_first_step_from_the_hand_written_prompt_is_that_of_the_labels(rows):
+    """There the divergence is zero, and its gradient what rounding leaves."""
+    clf = Watched(**{**COMMON, "batch_size": 48}, n_ctx=4, max_iter=3).fit(*rows)
+    (of_labels, of_knowledge, followed), *_, last = clf.watched_
+    assert 0 < float(of_knowledge.norm()) < 1e-5 * float(of_labels.norm())
+    assert torch.equal(followed, of_labels)
+    assert not torch.equal(last[0], last[2])
+
+
+def test_weights_of_whole_numbers_are_repeated_pictures(rows):
+    X, y = rows
+    counts = np.random.default_rng(0).integers(0, 4, size=len(y))
+    repeated = np.repeat(np.arange(len(y)), counts)
+    clf = ProGradClassifier(**{**COMMON, "batch_size": 200}, n_ctx=4, max_iter=8)
+    weighted = clf.fit(X, y, sample_weight=counts).ctx_
+    plain = clf.fit(X[repeated], y[repeated]).ctx_
+    start = clf.set_params(max_iter=0).fit(X, y).ctx_
+    assert np.abs(weighted - plain).max() < 1e-3 * np.abs(weighted - start).max()
+
+
 def test_the_divergence_is_that_from_zero_shot_probabilities(rows):
     X, y = rows
     text = ZeroShotClassifier(MODEL, class_names={name: name for name in np.unique(y)}, templates="a photo of a {}.")

@@ -308,7 +308,8 @@ def mean_score(scores: torch.Tensor, weights: Any) -> torch.Tensor:
     if weights is None:
         return scores.mean(dim=0)
     shares = torch.as_tensor(weights, dtype=scores.dtype, device=scores.device)
-    return shares @ scores / shares.sum()
+    # autocast would multiply matrices in half precision, but not entries
+    return (shares[:, None] * scores).sum(dim=0) / shares.sum()
 
 
 def kept_sentences(scores: torch.Tensor, tau: float) -> torch.Tensor:

@@ -258,7 +258,8 @@ class MoCoOpClassifier(PromptClassifier):
         names = setting.names
         if self.all_class_names is not None:
             given = [name.replace("_", " ") for name in check_name_list(self.all_class_names)]
-            names = list(dict.fromkeys([*names, *given]))
+            known = set(names)  # two classes may have one name, and each is to keep its place
+            names = [*names, *(name for name in dict.fromkeys(given) if name not in known)]
         everyone = replace(setting, names=names, constants={})
         setting.constants["experts"] = experts(everyone, groups)  # refuses long names, before anything cuts them
         super()._prepare(setting, examples)
@@ -269,7 +270,7 @@ class MoCoOpClassifier(PromptClassifier):
 
         learned = {}
         for g, (words, _) in enumerate(setting.constants["experts"]):
-            ids = torch.tensor([*words.before, *words.after[0][:-1]], dtype=torch.long, device=setting.device)
+            ids = torch.tensor([*words.before, *words.behind], dtype=torch.long, device=setting.device)
             learned[f"ctx.{g}"] = setting.text.embed(ids).float().cpu()
         n_experts, width = len(setting.constants["experts"]), setting.text.dim
         for name, shape in (("router.weight", (n_experts, width)), ("router.bias", (n_experts,))):
@@ -284,7 +285,7 @@ class MoCoOpClassifier(PromptClassifier):
 
         if "experts" not in setting.constants:
             groups = template_groups(self.template_groups, self.top_k)
-            setting.constants["experts"] = experts(setting, groups)
+            setting.constants["experts"] = experts(setting, groups, learned)
         rows = []
         for g, (words, prompt) in enumerate(setting.constants["experts"]):
             before, after = learned[f"ctx.{g}"].tensor_split([len(words.before)])
@@ -336,19 +337,25 @@ def template_groups(given: Sequence[Templates] | None, top_k: int) -> list[tuple
     return groups
 
 
-def experts(setting: Setting, groups: Sequence[Sequence[str]]) -> list[tuple[PromptWords, PromptLayout]]:
-    """The first sentence of each group: its words, and the prompts in which all of them are learned."""
+def experts(
+    setting: Setting, groups: Sequence[Sequence[str]], learned: Tensors | None = None
+) -> list[tuple[PromptWords, PromptLayout]]:
+    """The first sentence of each group: its words, and the prompts in which all of them are learned.
+
+    Behind the name stand as many vectors as `learned` has there, or as the sentence has words without any name.
+    """
     made = []
-    for sentence, *_ in groups:
+    for g, (sentence, *_) in enumerate(groups):
         words = setting.words(sentence)
-        n_after = len(words.after[0]) - 1
+        n_after = len(words.behind) if learned is None else len(learned[f"ctx.{g}"]) - len(words.before)
         made.append((words, PromptLayout(setting.text, words, setting.names, len(words.before), n_after=n_after)))
     return made
 
 
 def router_logits(step: Step) -> torch.Tensor:
     """What the router says of each expert for each picture, (b, G)."""
-    return step.image @ step.learned["router.weight"].T + step.learned["router.bias"]
+    with in_float32(step.image):
+        return step.image @ step.learned["router.weight"].T + step.learned["router.bias"]
 
 
 def mixed_cosines(image: torch.Tensor, text: torch.Tensor, router: torch.Tensor, top_k: int) -> torch.Tensor:
