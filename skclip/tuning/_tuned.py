@@ -38,7 +38,7 @@ from skclip.utils._cosine import cosine_logits
 from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames, align_names
 from skclip.utils._params import Interval, StrOptions, check_parameters
-from skclip.utils._training import Training, check_target, check_training, validation_split
+from skclip.utils._training import Training, check_n_classes, check_target, check_training, validation_split
 
 if TYPE_CHECKING:
     import torch
@@ -486,19 +486,22 @@ class PromptClassifier(TunedClassifier):
         warn_if_guessing(plain, known, source=f"model={self._model_name()!r}")
 
     def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
-        import torch
-
-        from skclip.tuning._batches import FeatureInputs
-
-        views = examples.X if training else examples.X[:, :1]
-        return FeatureInputs(torch.tensor(views, device=setting.device))
+        return feature_inputs(examples, setting, training=training)
 
 
 @fill_doc
 class TowerClassifier(TunedClassifier):
-    """Base of the methods that change the image tower, and so learn from pictures."""
+    """Base of the methods that can change the image tower, and so learn from pictures.
+
+    Where one leaves the image tower as it is, pictures are encoded once, and features do as well.
+    """
 
     _reads_pictures = True
+    _n_least_classes = 2
+
+    def _changes_images(self) -> bool:
+        """Whether the image tower is changed."""
+        return True
 
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Learn from labelled pictures.
@@ -524,12 +527,19 @@ class TowerClassifier(TunedClassifier):
         Parameters
         ----------
         %(pictures)s
+            Where the image tower is as it came, also features of shape (n, d) or (n, V, d); of V views the first is
+            read.
 
         Returns
         -------
         %(logits_array)s
         """
-        return cosine_logits(self.encode_image(X), self.text_features_, self.logit_scale_)
+        check_is_fitted(self)
+        if not self._are_features(X):
+            return cosine_logits(self.encode_image(X), self.text_features_, self.logit_scale_)
+        rows = unit_rows(first_view(*check_features(self, X)))
+        check_width(rows, self.text_features_.shape[1], self._model_name())
+        return cosine_logits(rows, self.text_features_, self.logit_scale_)
 
     def encode_image(self, X: Any) -> NDArray[np.float32]:
         """Features of pictures by the tuned tower.
@@ -590,10 +600,20 @@ class TowerClassifier(TunedClassifier):
         return TunedCLIPFeatures(FrozenEstimator(copy(self))).fit()
 
     def _image_encoder(self, learned: Tensors, setting: Setting) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The tuned tower as one function of normalised pictures, which several threads may call at once."""
+        """The image tower as one function of normalised pictures, which several threads may call at once."""
+        if not self._changes_images():
+            return setting.vision
         return lambda inputs: self._image(learned, setting, inputs)
 
+    def _are_features(self, X: Any) -> bool:
+        """Whether X holds features, which only an image tower as it came goes with."""
+        return not self._changes_images() and not are_pictures(X)
+
     def _examples(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Examples:
+        if self._are_features(X):
+            training = check_training(self, X, y, sample_weight, n_least=self._n_least_classes)
+            views = unit_rows(training.X).astype(np.float32).reshape(len(training.codes), training.n_views, -1)
+            return Examples(views, training.codes, training.weights)
         forget_fit(self)
         pictures = check_pictures(X, type(self).__name__)
         labels = check_target(self, y)
@@ -604,15 +624,28 @@ class TowerClassifier(TunedClassifier):
             kept = np.flatnonzero(weights)
             pictures, labels, weights = take_rows(pictures, kept), labels[kept], weights[kept]
         self.classes_, codes = np.unique(labels, return_inverse=True)
-        self._check_classes()
-        return Examples(pictures, codes, weights)
+        check_n_classes(self, self._n_least_classes)
+        return Examples(pictures if self._changes_images() else self._encoded(pictures), codes, weights)
 
-    def _check_classes(self) -> None:
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"y holds one class only, {self.classes_[0].item()!r}; {type(self).__name__} needs at least two "
-                "classes."
-            )
+    def _encoded(self, pictures: Any) -> NDArray:
+        """Unit rows of pictures by the tower as it came, (n, 1, d)."""
+        from skclip.features._extraction import Execution, encode_pictures
+
+        execution = Execution(
+            self._model_name(),
+            self.device,
+            self.precision,
+            "auto",
+            self.store,
+            n_workers=self.n_workers,
+            verbose=self.verbose,
+        )
+        views = encode_pictures(pictures, range(1), execution, seed=0, on_error="raise")
+        return unit_rows(views[:, 0])[:, None]
+
+    def _prepare(self, setting: Setting, examples: Examples) -> None:
+        if not self._changes_images():
+            check_width(examples.X, setting.backbone.card.dim, self._model_name())
 
     def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
         import torch
@@ -620,6 +653,8 @@ class TowerClassifier(TunedClassifier):
         from skclip.features._extraction import Execution, picture_transform
         from skclip.tuning._batches import PictureInputs
 
+        if not self._changes_images():
+            return feature_inputs(examples, setting, training=training)
         seed = int(torch.randint(2**31 - 1, (1,), generator=setting.generator))
         execution = Execution(self._model_name(), self.device, "float32", "auto", None)
         return PictureInputs(
@@ -645,6 +680,16 @@ class TowerClassifier(TunedClassifier):
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
+
+
+def feature_inputs(examples: Examples, setting: Setting, *, training: bool) -> Inputs:
+    """Views of features, for training in turns."""
+    import torch
+
+    from skclip.tuning._batches import FeatureInputs
+
+    views = examples.X if training else examples.X[:, :1]
+    return FeatureInputs(torch.tensor(views, device=setting.device))
 
 
 def sgd_recipe(estimator: Any, max_iter: int) -> Recipe:

@@ -25,7 +25,18 @@ class Training(NamedTuple):
     kept: NDArray  # (n,) positions of these pictures in what was passed
 
 
-def check_training(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Training:
+def check_n_classes(estimator: Any, n_least: int = 2) -> None:
+    """Refuse ``classes_`` of one class where that is not enough."""
+    if len(estimator.classes_) < n_least:
+        raise ValueError(
+            f"y holds one class only, {estimator.classes_[0].item()!r}; {type(estimator).__name__} needs at least "
+            "two classes."
+        )
+
+
+def check_training(
+    estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, *, n_least: int = 2
+) -> Training:
     """Validate X, y and weights of `fit`, and set ``classes_`` (and ``n_features_in_``) of `estimator`, which forgets
     an earlier fit.
 
@@ -34,8 +45,8 @@ def check_training(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLik
     Raises
     ------
     ValueError
-        If y holds one class only or fits no classification, every row of a class is all zeros, or X, y and weights
-        differ in length.
+        If y holds one class only and `n_least` is 2, or fits no classification, every row of a class is all zeros, or
+        X, y and weights differ in length.
     """
     forget_fit(estimator)
     X, n_views = check_features(estimator, X, reset=True)
@@ -44,11 +55,7 @@ def check_training(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLik
     weights = check_weights(sample_weight, len(y))
     X, y, weights, kept = _without_weightless(X, y, weights, n_views)
     estimator.classes_, codes = np.unique(y, return_inverse=True)
-    if len(estimator.classes_) < 2:
-        raise ValueError(
-            f"y holds one class only, {estimator.classes_[0].item()!r}; {type(estimator).__name__} needs at least "
-            "two classes."
-        )
+    check_n_classes(estimator, n_least)
     check_directions(X, codes, estimator.classes_, n_views)
     return Training(X, codes, weights, n_views, kept)
 

@@ -20,6 +20,7 @@ from skclip.utils._base import unchanged_on_failure
 from skclip.utils._docs import fill_doc
 from skclip.utils._names import ClassNames, check_labels, rows_of_labels
 from skclip.utils._params import Interval, StrOptions
+from skclip.utils._training import check_n_classes
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +58,8 @@ class CPECLIPClassifier(TowerClassifier):
         What the tokens of a layer of the text tower do to those of the layer before: take the place of what its block
         has made of them; come after that; or come after them as they entered that block. The latter two make every
         layer longer by `n_ctx` than the one before.
-    vision_mode : {"replace", "accumulate", "accumulate_same"}, default="accumulate"
-        The same of the image tower.
+    vision_mode : {"replace", "accumulate", "accumulate_same"} or None, default="accumulate"
+        The same of the image tower. None leaves that tower as it is, so that X may be features.
     template : str, default="{}."
         The words behind the learned tokens, with ``{}`` for the name.
     max_iter : int, default=5
@@ -98,7 +99,7 @@ class CPECLIPClassifier(TowerClassifier):
     ctx_ : ndarray of shape (depth, n_ctx, w)
         The tokens of each layer of the text tower.
     visual_ctx_ : ndarray of shape (depth, n_ctx, W)
-        Their images, the tokens of each layer of the image tower.
+        Their images, the tokens of each layer of the image tower; not there with ``vision_mode=None``.
     %(tuned)s
 
     See Also
@@ -118,7 +119,8 @@ class CPECLIPClassifier(TowerClassifier):
     Its "freeze" is meant to stop the tokens and the map after the first session, and by a slip stops neither; this one
     stops both, so that later sessions add names alone.
 
-    The image tower must be open_clip's own VisionTransformer. One `checkpoint` is of one session.
+    The image tower must be open_clip's own VisionTransformer, but for ``vision_mode=None``: the text-only ablation of
+    the paper goes with every image tower. One `checkpoint` is of one session.
 
     References
     ----------
@@ -142,13 +144,14 @@ class CPECLIPClassifier(TowerClassifier):
     (2, 4)
     """
 
+    _n_least_classes = 1  # a session may have pictures of one class; of the first, `classes` may name others
     _parameter_constraints: dict[str, list[Any]] = {
         **SGD_CONSTRAINTS,
         **PICTURE_CONSTRAINTS,
         "n_ctx": [Interval(Integral, 1, None, closed="left")],
         "depth": [Interval(Integral, 1, None, closed="left"), None],
         "text_mode": [StrOptions(_MODES)],
-        "vision_mode": [StrOptions(_MODES)],
+        "vision_mode": [StrOptions(_MODES), None],
         "template": [str],
         "base_max_iter": [Interval(Integral, 0, None, closed="left"), None],
         "base_batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -163,7 +166,7 @@ class CPECLIPClassifier(TowerClassifier):
         n_ctx: int = 2,
         depth: int | None = None,
         text_mode: str = "replace",
-        vision_mode: str = "accumulate",
+        vision_mode: str | None = "accumulate",
         template: str = "{}.",
         max_iter: int = 5,
         batch_size: int = 4,
@@ -218,12 +221,16 @@ class CPECLIPClassifier(TowerClassifier):
         self.random_state = random_state
         self.verbose = verbose
 
+    def _changes_images(self) -> bool:
+        return self.vision_mode is not None
+
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Learn from labelled pictures as the first session; what other sessions have brought is forgotten.
 
         Parameters
         ----------
         %(pictures)s
+            With ``vision_mode=None`` also features of shape (n, d) or (n, V, d); of V views each epoch draws one.
         %(y_fit)s
         %(weights_fit)s
 
@@ -246,6 +253,7 @@ class CPECLIPClassifier(TowerClassifier):
         Parameters
         ----------
         %(pictures)s
+            Or features, as in `fit`.
         %(y_fit)s
         classes : array-like of shape (k,), default=None
             All labels of this session. None is those of y; others need no picture but a name.
@@ -283,30 +291,28 @@ class CPECLIPClassifier(TowerClassifier):
             codes = rows_of_labels(session, self.classes_, source="classes")[examples.codes]
             examples, self.classes_ = examples._replace(codes=codes), session
         if not earlier:
-            super()._check_classes()
+            check_n_classes(self)
         for i, known in enumerate(earlier):
             _check_new(self.classes_, known, i + 1)
         self.sessions_ = [*earlier, self.classes_]
         return examples
 
-    def _check_classes(self) -> None:
-        """A session may have pictures of one class: of the first, `classes` may name others."""
-
     def _start(self, setting: Setting) -> Tensors:
         import torch
 
-        depth = depth_of(self, setting, published=_PUBLISHED_DEPTH)
-        text, vision = setting.text.width, setting.vision.width
+        depth = depth_of(self, setting, vision=self._changes_images(), published=_PUBLISHED_DEPTH)
+        text = setting.text.width
 
         def uniform(bound: float, *size: int) -> torch.Tensor:
             return bound * (2 * torch.rand(size, generator=setting.generator) - 1)
 
-        return {
-            # what torch.nn.init.xavier_uniform_ makes of three dimensions
-            "ctx": uniform((6 / (text * (self.n_ctx + depth))) ** 0.5, depth, self.n_ctx, text),
-            "projection_weight": uniform(text**-0.5, vision, text),
-            "projection_bias": uniform(text**-0.5, vision),
-        }
+        # what torch.nn.init.xavier_uniform_ makes of three dimensions
+        start = {"ctx": uniform((6 / (text * (self.n_ctx + depth))) ** 0.5, depth, self.n_ctx, text)}
+        if self._changes_images():
+            vision = setting.vision.width
+            start["projection_weight"] = uniform(text**-0.5, vision, text)
+            start["projection_bias"] = uniform(text**-0.5, vision)
+        return start
 
     def _text(self, learned: Tensors, setting: Setting) -> torch.Tensor:
         constants, ctx = setting.constants, learned["ctx"]
@@ -329,6 +335,8 @@ class CPECLIPClassifier(TowerClassifier):
     ) -> torch.Tensor:
         from skclip._backbones import VisualPrompts
 
+        if self.vision_mode is None:
+            return inputs
         return setting.vision(inputs, prompts=VisualPrompts(list(visual_tokens(learned)), mode=self.vision_mode))
 
     def _recipe(self, n_pictures: int, n_classes: int) -> Recipe:
@@ -366,7 +374,8 @@ class CPECLIPClassifier(TowerClassifier):
 
     def _publish(self, state: dict[str, NDArray], setting: Setting) -> None:
         self.ctx_ = state["ctx"]
-        self.visual_ctx_ = visual_tokens(self._tensors(setting, state)).cpu().numpy()
+        if self._changes_images():
+            self.visual_ctx_ = visual_tokens(self._tensors(setting, state)).cpu().numpy()
 
     def _fingerprint(self, setting: Setting, examples: Examples, before: Before | None) -> dict[str, str]:
         sessions = repr([session.tolist() for session in self.sessions_])

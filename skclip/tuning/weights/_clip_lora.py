@@ -96,7 +96,8 @@ class CLIPLoRAClassifier(WeightClassifier):
     them by the name of the matrix, with ``.A`` and ``.B`` behind.
 
     In training an update is a branch beside its matrix, with dropout on what enters it, drawn once for the words that
-    stand before all names, since these are run once; for prediction the update is added to the matrix. A step costs what the forward pass and the backward pass to the activations of both towers cost.
+    stand before all names, since these are run once; for prediction the update is added to the matrix. A step costs
+    what the forward pass and the backward pass to the activations of both towers cost.
 
     The published code adds the updates to the weights themselves for each evaluation and takes them away for training,
     which in half precision does not quite lead back; here the weights of the model are never touched.

@@ -7,24 +7,19 @@ from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skclip._media import are_pictures
 from skclip.tuning._setting import Setting, Step, scaled_cosines
-from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, Examples, TowerClassifier, check_width
+from skclip.tuning._tuned import PICTURE_CONSTRAINTS, TRAINING_CONSTRAINTS, TowerClassifier
 from skclip.tuning._weight_specs import LAYER_NAMES, WeightSpec, merge
-from skclip.utils._arrays import check_features, first_view, unit_rows
-from skclip.utils._cosine import cosine_logits
 from skclip.utils._docs import fill_doc
 from skclip.utils._params import Interval, StrOptions
-from skclip.utils._training import check_training
 
 if TYPE_CHECKING:
     import torch
 
-    from skclip.tuning._engine import Inputs, Recipe
+    from skclip.tuning._engine import Recipe
 
     Tensors = dict[str, torch.Tensor]
 
@@ -80,25 +75,6 @@ class WeightClassifier(TowerClassifier):
         """
         return self._fit(X, y, sample_weight)
 
-    def logits(self, X: Any) -> NDArray:
-        """Scaled cosines of each picture with each class.
-
-        Parameters
-        ----------
-        X : sequence of n pictures, or array-like of shape (n, d) or (n, V, d)
-            Features with ``encoder="text"`` alone; of V views the first is read.
-
-        Returns
-        -------
-        %(logits_array)s
-        """
-        check_is_fitted(self)
-        if not self._are_features(X):
-            return super().logits(X)
-        rows = unit_rows(first_view(*check_features(self, X)))
-        check_width(rows, self.text_features_.shape[1], self._model_name())
-        return cosine_logits(rows, self.text_features_, self.logit_scale_)
-
     def merge(self) -> dict[str, NDArray]:
         """The tuned weights for good, to be used without this package.
 
@@ -112,6 +88,9 @@ class WeightClassifier(TowerClassifier):
         setting = self._restored()
         merged = merge(self._spec(self._sides()), setting.backbone.module, self._tensors(setting))
         return {name: value.cpu().numpy() for name, value in merged.items()}
+
+    def _changes_images(self) -> bool:
+        return self.encoder != "text"
 
     def _sides(self) -> tuple[str, ...]:
         return ("vision", "text") if self.encoder == "both" else (self.encoder,)
@@ -160,48 +139,6 @@ class WeightClassifier(TowerClassifier):
             return super()._scores(step)
         text = normalize(self._class_text(step.learned, step.setting, step.batch.generator).float(), dim=-1)
         return scaled_cosines(step.image, text, step.setting.logit_scale)
-
-    def _are_features(self, X: Any) -> bool:
-        """Whether X holds features, which only a tuned text tower goes with."""
-        return self.encoder == "text" and not are_pictures(X)
-
-    def _examples(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Examples:
-        if self._are_features(X):
-            training = check_training(self, X, y, sample_weight)
-            views = unit_rows(training.X).astype(np.float32).reshape(len(training.codes), training.n_views, -1)
-            return Examples(views, training.codes, training.weights)
-        examples = super()._examples(X, y, sample_weight)
-        return examples._replace(X=self._encoded(examples.X)) if self.encoder == "text" else examples
-
-    def _encoded(self, pictures: Any) -> NDArray:
-        """Unit rows of pictures by the tower as it came, (n, 1, d)."""
-        from skclip.features._extraction import Execution, encode_pictures
-
-        execution = Execution(
-            self._model_name(),
-            self.device,
-            self.precision,
-            "auto",
-            self.store,
-            n_workers=self.n_workers,
-            verbose=self.verbose,
-        )
-        views = encode_pictures(pictures, range(1), execution, seed=0, on_error="raise")
-        return unit_rows(views[:, 0])[:, None]
-
-    def _prepare(self, setting: Setting, examples: Examples) -> None:
-        if self.encoder == "text":
-            check_width(examples.X, setting.backbone.card.dim, self._model_name())
-
-    def _inputs(self, examples: Examples, setting: Setting, *, training: bool) -> Inputs:
-        import torch
-
-        from skclip.tuning._batches import FeatureInputs
-
-        if self.encoder != "text":
-            return super()._inputs(examples, setting, training=training)
-        views = examples.X if training else examples.X[:, :1]
-        return FeatureInputs(torch.tensor(views, device=setting.device))
 
 
 def checked_targets(targets: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
