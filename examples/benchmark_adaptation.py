@@ -307,7 +307,7 @@ METHODS: dict[str, Method] = {
         "BiomedCoOpClassifier", "features", "CoOp", described, sccm_weight=20.0, kdsp_weight=10.0, **TEXT
     ),
     "IVLP": tuned("IVLPClassifier", "pictures", "CoOp", **TOWERS),
-    "MaPLe": tuned("MaPLeClassifier", "pictures", "CoOp", augmentation=None),
+    "MaPLe": tuned("MaPLeClassifier", "pictures", "CoOp", depth=2, augmentation=None),
     "PromptSRC": tuned(
         "PromptSRCClassifier", "pictures", "IVLP", n_ctx=2, n_visual_ctx=2, templates=TEMPLATE, **TOWERS
     ),
@@ -322,14 +322,16 @@ METHODS: dict[str, Method] = {
         **{**WEIGHTS, "max_iter": 20, "learning_rate": 0.05, "weight_decay": 0.0},
     ),
     "GOPro": Method("pictures", gopro(learning_rate=0.02), "CoOp", ("style",)),
-    "GOPro (prompts)": Method("pictures", gopro(ssl_affects="prompts"), "CoOp", ("style",)),
+    "GOPro (prompts)": Method(
+        "pictures", gopro(ssl_affects="prompts", learning_rate=0.001, consistency_weight=100.0), "CoOp", ("style",)
+    ),
     "NoLA (own features)": Method("pictures", nola(None), ZERO_SHOT, ("style", "unlabelled"), unlabelled=True),
     "NoLA (skclip-tiny-rn)": Method(
         "pictures", nola("skclip-tiny-rn"), ZERO_SHOT, ("style", "unlabelled"), unlabelled=True
     ),
     "CPE-CLIP": Method(
         "pictures",
-        lambda names, seed, *_: tuning.CPECLIPClassifier(MODEL, random_state=seed),
+        lambda names, seed, *_: tuning.CPECLIPClassifier(MODEL, template=TEMPLATE, random_state=seed),
         "fine-tuning",
         ("sessions",),
     ),

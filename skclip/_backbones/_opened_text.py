@@ -158,7 +158,7 @@ class TextTower:
             Branches on a tower that cannot be opened; weights go with every tower.
         """
         if branches:
-            self._check_opened("branches beside projections", "Low-rank weights without dropout need none.")
+            self._check_opened("branches beside projections", "Low-rank weights with dropout=0 need none.")
         ids = ids.to(self.device)
         return self._opened.run(lambda module: encode_plain(module, ids, branches, self._path), weights)
 

@@ -190,7 +190,7 @@ class VisionTower:
         )
 
     def _check_branches(self, branches: Branches) -> None:
-        blocks = self._blocks("branches beside its projections", "Low-rank weights without dropout need no branches.")
+        blocks = self._blocks("branches beside its projections", "Low-rank weights with dropout=0 need none.")
         known = {f"{_BLOCK.format(i)}.attn.{kind}" for i in range(len(blocks)) for kind in "qkvo"}
         unknown = sorted(set(branches) - known)
         if unknown:

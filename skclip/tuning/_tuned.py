@@ -11,6 +11,7 @@ from functools import partial
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -769,12 +770,20 @@ def _shown(value: Any) -> str:
         return f"{type(value).__name__}{_shown(value.get_params(deep=False))}"
     if isinstance(value, partial):
         return f"partial{_shown((value.func, value.args, value.keywords))}"
-    code = getattr(value, "__code__", None)
-    if code is None:
+    if not isinstance(value, FunctionType):
         return repr(value)
-    constants = [one for one in code.co_consts if isinstance(one, str | int | float)]
-    text = repr((code.co_code, code.co_names, constants))
+    closed = [cell.cell_contents for cell in value.__closure__ or () if cell.cell_contents is not value]
+    text = repr((_code(value.__code__), _shown([value.__defaults__, value.__kwdefaults__, closed])))
     return f"{value.__module__}.{value.__qualname__} {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    """What a function does, without where it is written."""
+    constants = [
+        _code(one) if isinstance(one, CodeType) else sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one)
+        for one in code.co_consts
+    ]
+    return code.co_code, code.co_names, constants
 
 
 def _hash(values: Any) -> str:
