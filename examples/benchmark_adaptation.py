@@ -331,7 +331,7 @@ METHODS: dict[str, Method] = {
     ),
     "CPE-CLIP": Method(
         "pictures",
-        lambda names, seed, *_: tuning.CPECLIPClassifier(MODEL, template=TEMPLATE, random_state=seed),
+        lambda names, seed, *_: tuning.CPECLIPClassifier(MODEL, vision_mode="replace", random_state=seed),
         "fine-tuning",
         ("sessions",),
     ),

@@ -431,6 +431,23 @@ def test_a_checkpoint_knows_functions_by_their_code_and_what_is_held_out(rows, w
             estimator.fit(others, world[1])
 
 
+def test_a_fingerprint_knows_all_that_a_function_does():
+    def saying(words):
+        return lambda name: [f"{word} {name}" for word in words]
+
+    functions = [
+        saying(["a"]),
+        saying(["the"]),
+        lambda name: ["a", "b", "c"],
+        lambda name: ["a", "b", "d"],
+        lambda name, count=1: [name] * count,
+        lambda name, count=2: [name] * count,
+        lambda name: {"a", "b"} | {name},
+    ]
+    assert len({_tuned._shown(function).split()[-1] for function in functions}) == len(functions)
+    assert _tuned._shown(saying(["a"])) == _tuned._shown(functions[0])
+
+
 @each_method
 def test_logits_are_float32_where_towers_work_in_half_precision(cls, fitted, monkeypatch):
     _, X, y = fitted(cls)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skclip import ZeroShotClassifier
+from skclip import CLIPFeatures, ZeroShotClassifier
 from skclip.datasets import few_shot_split, make_picture_world
 from skclip.datasets._scenes import COLORS, SHAPES
 from skclip.metrics import forgetting
@@ -368,3 +368,25 @@ def test_balance_forgets_less_of_what_tells_the_classes_of_a_session_apart():
                     accuracies[i, j] = np.mean(guesses == labels[own])
             found.append(forgetting(accuracies))
     assert np.mean(forgotten["balance"]) < np.mean(forgotten[None]), forgotten
+
+
+def test_text_alone_learns_from_features_as_from_pictures(world):
+    features = CLIPFeatures(MODEL).fit_transform(world[0])
+    read, seen = (CPECLIPClassifier(MODEL, vision_mode=None, **FAST) for _ in range(2))
+    for session in [*SESSIONS, ["green star"]]:
+        rows = np.isin(world[1], session)
+        read.partial_fit(features[rows], world[1][rows])
+        seen.partial_fit(world[0][rows], world[1][rows])
+    assert list(read.state_delta_) == ["ctx"]
+    assert not hasattr(read, "visual_ctx_")
+    assert_allclose(read.ctx_, seen.ctx_, atol=1e-6)
+    assert_allclose(read.logits(features), seen.logits(world[0]), atol=1e-3)
+    assert_allclose(seen.encode_image(world[0]), features, atol=1e-6)
+    assert np.abs(read.ctx_ - CPECLIPClassifier(MODEL, vision_mode=None, max_iter=0).fit(*world).ctx_).max() > 1e-3
+    with pytest.raises(ValueError, match="X has 64 features"):
+        read.partial_fit(features[:2, :64], ["a", "b"])
+
+
+def test_text_alone_goes_with_every_image_tower(world):
+    estimator = CPECLIPClassifier("skclip-tiny-rn", vision_mode=None, **FAST).fit(*world)
+    assert estimator.predict_proba(world[0][:2]).shape == (2, 6)
