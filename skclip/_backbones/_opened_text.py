@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from skclip._backbones._opened import (
     Opened,
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     Branches = Mapping[str, Callable[[Tensor], Tensor]]
+
+# tokens of which each may be compared with each: fewer, larger steps are then worth the products that a mask leaves out
+_MOST_IN_ONE = 256
 
 
 @dataclass
@@ -323,7 +326,6 @@ def _causal_features(tower: Any, prompts: PromptTokens, branches: Branches | Non
     Its keys and values are all that the rest takes from it. The rest is packed: no padding goes through a layer.
     """
     import torch
-    from torch.nn.functional import scaled_dot_product_attention
 
     *blocks, last = tower.transformer.resblocks
     heads, n_shared = last.attn.num_heads, prompts.prefix.shape[1]
@@ -333,32 +335,90 @@ def _causal_features(tower: Any, prompts: PromptTokens, branches: Branches | Non
     x = torch.cat([shared, own.expand(len(shared), -1, -1)], dim=1)
 
     held = len(prompts.deep[0]) if prompts.deep else 0
-    every = [(count, length, length) for count, length in packing.groups]
+    reading = _reading(packing, n_shared)
     for i, block in enumerate(blocks):
-        queries, keys, values = (
-            split_heads(part, heads) for part in project(block, block.ln_1(x), branches, f"{path}.{i}")
-        )
-        first = slice(n_shared)
-        asking, asking_own = queries.split([n_shared, len(packing.rows)], dim=2)
-        mixed = [
-            scaled_dot_product_attention(asking, keys[:, :, first], values[:, :, first], is_causal=True),
-            _read_both(asking_own, keys, values, n_shared, every),
-        ]
-        before, x = x, finish(block, x, merge_heads(torch.cat(mixed, dim=2)), branches, f"{path}.{i}")
+        projected = project(block, block.ln_1(x), branches, f"{path}.{i}")
+        mixed = reading.of_all(*(split_heads(part, heads) for part in projected))
+        before, x = x, finish(block, x, merge_heads(mixed), branches, f"{path}.{i}")
         if i < len(prompts.deep):
             x, held = renew(before, x, prompts.deep[i], prompts.deep_place, held, prompts.deep_mode)
-            n_shared += x.shape[1] - before.shape[1]
+            if x.shape[1] > before.shape[1]:
+                n_shared += x.shape[1] - before.shape[1]
+                reading = _reading(packing, n_shared)
 
     path = f"{path}.{len(blocks)}"
     normed, ends = last.ln_1(x), n_shared + packing.ends
     asking = project(last, normed[:, ends], branches, path, kinds="q")
-    queries, keys, values = (
-        split_heads(part, heads) for part in (*asking, *project(last, normed, branches, path, kinds="kv"))
-    )
-    only = [(count, 1, length) for count, length in packing.groups]
-    read = _read_both(queries, keys, values, n_shared, only)
+    projected = (*asking, *project(last, normed, branches, path, kinds="kv"))
+    read = reading.of_ends(*(split_heads(part, heads) for part in projected))
     answers = finish(last, x[:, ends], merge_heads(read), branches, path)
     return _answer(tower, answers[:, packing.back])
+
+
+class _Reading(Protocol):
+    """Attention of packed texts to the tokens that they share and, causally, to their own.
+
+    Queries are tensors of shape (R, H, Q, e), keys and values of shape (R, H, n_shared + N, e).
+    """
+
+    def of_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What all tokens read, those that are shared first, (R, H, n_shared + N, e)."""
+        ...
+
+    def of_ends(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What the last token of each text reads, (R, H, C, e)."""
+        ...
+
+
+def _reading(packing: _Packing, n_shared: int) -> _Reading:
+    """The quicker of two ways to the same."""
+    is_short = n_shared + len(packing.rows) <= _MOST_IN_ONE
+    return _ReadingInOne(packing, n_shared) if is_short else _ReadingByLength(packing, n_shared)
+
+
+class _ReadingInOne:
+    """All tokens in one product, most of which a mask leaves out: little work, in few steps."""
+
+    def __init__(self, packing: _Packing, n_shared: int) -> None:
+        import torch
+
+        texts, places = packing.texts, packing.places
+        of_own = (texts[:, None] == texts) & (places[:, None] >= places)
+        n = n_shared + len(texts)
+        self.mask = torch.ones((n, n), dtype=torch.bool, device=texts.device).tril()
+        self.mask[n_shared:, n_shared:] = of_own
+        self.ends = n_shared + packing.ends
+
+    def of_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        from torch.nn.functional import scaled_dot_product_attention
+
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=self.mask)
+
+    def of_ends(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        from torch.nn.functional import scaled_dot_product_attention
+
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=self.mask[self.ends])
+
+
+class _ReadingByLength:
+    """Texts of one length together: work that grows with the number of texts, not with its square."""
+
+    def __init__(self, packing: _Packing, n_shared: int) -> None:
+        self.n_shared = n_shared
+        self.every = [(count, length, length) for count, length in packing.groups]
+        self.last = [(count, 1, length) for count, length in packing.groups]
+
+    def of_all(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        import torch
+        from torch.nn.functional import scaled_dot_product_attention
+
+        asking, read, given = (part[:, :, : self.n_shared] for part in (queries, keys, values))
+        of_shared = scaled_dot_product_attention(asking, read, given, is_causal=True)
+        own = _read_both(queries[:, :, self.n_shared :], keys, values, self.n_shared, self.every)
+        return torch.cat([of_shared, own], dim=2)
+
+    def of_ends(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return _read_both(queries, keys, values, self.n_shared, self.last)
 
 
 def _read_both(
@@ -401,6 +461,7 @@ class _Packing(NamedTuple):
     """Which of C * L tokens count, the texts sorted by length."""
 
     rows: Tensor  # (N,)
+    texts: Tensor  # (N,) which text each is of, in the sorted order
     places: Tensor  # (N,) of each in its text
     groups: list[tuple[int, int]]  # so many texts of such a length
     ends: Tensor  # (C,) of the N, each text's last
@@ -415,9 +476,10 @@ def _pack(lengths: Tensor, width: int, device: torch.device) -> _Packing:
     counts = places < ranked[:, None]
     rows = (order[:, None] * width + places)[counts]
     groups = [(len(list(same)), length) for length, same in groupby(ranked.tolist())]
-    tensors = (rows, places[counts], ranked.cumsum(dim=0) - 1, order.argsort())
-    rows, places, ends, back = (tensor.to(device) for tensor in tensors)
-    return _Packing(rows, places, groups, ends, back)
+    texts = torch.arange(len(lengths)).repeat_interleave(ranked)
+    tensors = (rows, texts, places[counts], ranked.cumsum(dim=0) - 1, order.argsort())
+    rows, texts, places, ends, back = (tensor.to(device) for tensor in tensors)
+    return _Packing(rows, texts, places, groups, ends, back)
 
 
 def _at_places(tower: Any, tokens: Tensor, places: Tensor) -> Tensor:

@@ -40,6 +40,12 @@ LENGTHS = torch.tensor([3, 2, 5, 3, 1])
 SHARED = 4
 
 
+@pytest.fixture(params=["in one", "by length"], autouse=True)
+def reading(request, monkeypatch):
+    """Both ways of attention."""
+    monkeypatch.setattr("skclip._backbones._opened_text._MOST_IN_ONE", {"in one": 256, "by length": 0}[request.param])
+
+
 def build(kind):
     text = {**TEXT, **CAUSAL.get(kind, {}), **TWO_WAY.get(kind, {}), **({"qk_norm": True} if kind == "normed" else {})}
     config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": text}
