@@ -56,6 +56,7 @@ import numpy as np
 import sklearn
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 
@@ -350,6 +351,15 @@ def measure(scenario: str, method: str, seed: int, shots: int, seeds: tuple[int,
     return {"scenario": scenario, "method": method, "seed": seed, "shots": shots, **figures}
 
 
+def measured(
+    wanted: Sequence[tuple[str, str, int, int]], seeds: tuple[int, int], n_processes: int
+) -> Iterator[dict[str, Any]]:
+    """`measure` of each entry, in order, by processes of one thread."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # processes that are spawned read it as they begin
+    with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(partial(measure, seeds=seeds), *zip(*wanted, strict=True))
+
+
 def fit(method: Method, task: Task, train: Pictures, names: dict[Any, str], seed: int, shots: int) -> tuple[Any, float]:
     estimator = method.make(names, seed, shots, task)
     began = time.perf_counter()
@@ -402,18 +412,23 @@ def without_labels(method: Method, task: Task, seed: int, shots: int) -> dict[st
 
 
 def sessions(method: Method, task: Task, seed: int, shots: int) -> dict[str, Any]:
-    """Accuracy among all classes so far after each session."""
+    """Accuracy among all classes so far after each session, and what is forgotten, of these and within sessions."""
     labels = list(task.names)
     parts = [labels[:8], *(labels[i : i + 5] for i in range(8, len(labels), 5))]
     train = task.pool.draw(shots, seed)
     test = task.tests[""]
-    estimator, seconds, predicted = None, 0.0, []
+    estimator, seconds, predicted, within = None, 0.0, [], []
     for number, part in enumerate(parts, start=1):
         seen = [label for earlier in parts[:number] for label in earlier]
         began = time.perf_counter()
         estimator, seer = learn_session(method, task, train, part, seen, estimator, seed, shots)
         seconds += time.perf_counter() - began
-        predicted.append(seer.predict(test.read_by(method.kind)))
+        scores = scores_of(seer, test.read_by(method.kind))
+        predicted.append(seer.classes_[scores.argmax(axis=1)])
+        within.append(predicted[-1].copy())
+        for earlier in parts[:number]:
+            own, rows = np.isin(seer.classes_, earlier), np.isin(test.labels, earlier)
+            within[-1][rows] = seer.classes_[own][scores[np.ix_(rows, own)].argmax(axis=1)]
     matrix = incremental_accuracy_matrix(test.labels, predicted, parts)
     sizes = [len(test.of(part).labels) for part in parts]
     by_session = 100 * incremental_accuracy(matrix, sizes)
@@ -421,7 +436,13 @@ def sessions(method: Method, task: Task, seed: int, shots: int) -> dict[str, Any
     figures["mean"] = 100 * average_incremental_accuracy(matrix, sizes)
     figures["drop"] = 100 * performance_drop(matrix, sizes)
     figures["forgotten"] = 100 * forgetting(matrix)
+    figures["within"] = 100 * forgetting(incremental_accuracy_matrix(test.labels, within, parts))
     return _record(estimator, seconds, figures)
+
+
+def scores_of(seer: Any, X: NDArray) -> NDArray:
+    """One per class, the predicted one's the largest."""
+    return -euclidean_distances(X, seer.centroids_) if isinstance(seer, NearestCentroid) else seer.logits(X)
 
 
 def learn_session(
@@ -500,8 +521,9 @@ LEGEND = """\
 Accuracy in %, mean over the draws of the training pictures. The last two columns are the difference of the figure in
 italics from that of the class names alone and from that of the method that the paper sets out to better, and in how
 many of the draws it is positive. "Drop" is from the first session to the last; "forgotten" the mean over the earlier
-sessions of their best accuracy less the last, to which new classes to be mistaken for add. Seconds are of `fit` with
-most pictures.
+sessions of their best accuracy less the last, to which new classes to be mistaken for add; "within" the same where only
+the classes of the picture's own session can be answered, so that it is what training has undone. Seconds are of `fit`
+with most pictures.
 """
 
 
@@ -554,7 +576,7 @@ def render_scenario(rows: list[dict[str, Any]], scenario: str) -> str:
         most = [row for row in own if row["shots"] == max(row["shots"] for row in own)]
         cells = [method]
         for column in columns:
-            best = (min if column in ("drop", "forgotten") else max)(mean[other, column] for other in present)
+            best = (min if column in ("drop", "forgotten", "within") else max)(mean[other, column] for other in present)
             text = f"{mean[method, column]:.1f}"
             cells.append(f"**{text}**" if text == f"{best:.1f}" else text)
         cells += [f"{most[0]['learned']:,}", f"{np.median([row['seconds'] for row in most]):.2g}"]
@@ -637,14 +659,12 @@ def main() -> None:
     rows = read(options.json)
     done = {key_of(row) for row in rows}
     wanted = [entry for entry in plan(options.only, methods, seeds) if entry not in done]
-    os.environ["OMP_NUM_THREADS"] = "1"  # processes that are spawned read it as they begin
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        for row in pool.map(partial(measure, seeds=drawn), *zip(*wanted, strict=True)):
-            rows.append(row)
-            print(json.dumps(row), file=sys.stderr, flush=True)
-            if options.json:
-                with options.json.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(row) + "\n")
+    for row in measured(wanted, drawn, options.jobs):
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if options.json:
+            with options.json.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
     text = render(rows, note_of(seeds))
     if options.out:
         options.out.write_text(text, encoding="utf-8")

@@ -83,6 +83,7 @@ def test_what_is_measured_is_not_measured_again(small_task, tmp_path, monkeypatc
     monkeypatch.setattr(script, "SHOTS_OF", {**script.SHOTS_OF, "sketch": (1, 2)})
     monkeypatch.setattr(script, "SHOTS", (1, 2))
     monkeypatch.setattr(script, "task_of", lambda *_: small_task)
+    monkeypatch.setattr(script, "measured", lambda wanted, seeds, _: (script.measure(*one, seeds) for one in wanted))
     script.main()
     written = path.read_text()
     rows = [json.loads(line) for line in written.splitlines()]
@@ -93,6 +94,15 @@ def test_what_is_measured_is_not_measured_again(small_task, tmp_path, monkeypatc
     script.main()
     assert path.read_text() == written
     assert table.read_text() in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_processes_measure_what_this_one_does(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    wanted = [("unlabelled", name, 0, 0) for name in (script.ZERO_SHOT, "label-free GDA")]
+    found = list(script.measured(wanted, script.DEVELOPMENT, 2))
+    for there, one in zip(found, wanted, strict=True):
+        assert there["figures"] == pytest.approx(script.measure(*one, script.DEVELOPMENT)["figures"])
 
 
 def test_sessions_go_on_and_know_all_classes_so_far(small_task):

@@ -500,6 +500,7 @@ def test_output_ends_at_the_first_picture_that_must_be_readable(photos, capsys, 
 
 
 @needs_signals
+@pytest.mark.slow
 def test_a_program_that_asks_and_waits_for_the_answer(photos):
     """Each name is answered before the next is sent; then the reader leaves."""
     command = program("extract", "-", "-", *TINY, "--quiet")

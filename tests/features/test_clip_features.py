@@ -318,6 +318,7 @@ for start in range(0, 10**6, 300):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_leaves_a_store_of_whole_rows(tmp_path, encoded):
     process = subprocess.Popen(
         [sys.executable, "-c", _KILLED, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True

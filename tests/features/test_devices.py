@@ -108,6 +108,7 @@ def test_rows_are_those_of_one_process_in_order(pictures, tmp_path, children, ca
     assert all(child.returncode == 0 for child in children)
 
 
+@pytest.mark.slow
 def test_no_process_is_started_without_pictures_and_no_more_than_blocks(children):
     assert list(encode_on_devices(iter([]), [0], [EXECUTION] * 2, seed=0)) == []
     assert not children
@@ -184,6 +185,7 @@ for block in encode_on_devices(blocks(), [0], [Execution("skclip-tiny", "cpu", "
 
 
 @POSIX
+@pytest.mark.slow
 def test_processes_end_when_a_script_is_killed_which_has_no_main_guard(tmp_path):
     script, note = tmp_path / "script.py", tmp_path / "pid"
     script.write_text(SCRIPT)
@@ -281,6 +283,7 @@ def test_local_devices(monkeypatch):
     assert local_devices() == ["mps"]
 
 
+@pytest.mark.slow
 def test_warnings_are_filtered_where_the_user_filters(recwarn):
     blocks = [[There("__import__('warnings').warn('odd', RuntimeWarning)")]]
     warnings.simplefilter("error")

@@ -318,6 +318,7 @@ def test_skops_reads_it_back(world, fitted, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_another_process_unpickles_without_torch_and_predicts_alike(world, fitted, tmp_path):
     joblib.dump((fitted, world.images[:4]), tmp_path / "dumped")
     code = f"""
