@@ -531,6 +531,7 @@ def test_a_reader_that_leaves_is_no_error(argv, calls, capsys, monkeypatch):
 
 
 @needs_signals
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_committed(photos, capsys, tmp_path, feed):
     names = "\n".join(paths(photos) * 100)
     out = tmp_path / "out"

@@ -79,6 +79,7 @@ def test_memory_store_each_picture_is_encoded_once_in_the_whole_search(pictures,
     assert sum(counts) == N_DIFFERENT
 
 
+@pytest.mark.slow
 def test_folder_store_serves_two_workers(pictures, tmp_path, monkeypatch):
     counts = tmp_path / "counts"
     counts.mkdir()
@@ -122,6 +123,7 @@ np.save(sys.argv[3], model.predict_proba(paths))
 """
 
 
+@pytest.mark.slow
 def test_saved_search_predicts_the_same_in_a_fresh_process(pictures, tmp_path):
     paths, labels = pictures
     search = GridSearchCV(_pipeline(), GRID, cv=5).fit(paths, labels)

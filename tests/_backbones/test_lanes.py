@@ -160,6 +160,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's threads and fork agree nowhere else either")
+@pytest.mark.slow
 def test_one_picture_in_a_forked_process():
     env = {**os.environ, "OMP_NUM_THREADS": "2"}
     run = subprocess.run([sys.executable, "-c", _FORK], capture_output=True, text=True, timeout=120, env=env)

@@ -141,6 +141,7 @@ def test_a_death_names_the_device_and_the_signal(deed, what, children):
 
 
 @POSIX
+@pytest.mark.slow
 def test_an_interrupt_ends_the_processes_and_so_does_closing(children):
     n_pulled = 0
 
