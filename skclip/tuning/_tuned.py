@@ -562,8 +562,7 @@ class TowerClassifier(TunedClassifier):
         return unit_rows(self._projections(X))
 
     def _projections(self, X: Any) -> NDArray[np.float32]:
-        """Raw projections of pictures by the tuned tower, (n, d)."""
-
+        """Projections of pictures by the tuned tower, (n, d)."""
         from skclip.features._extraction import Execution, encode_pictures
         from skclip.features._readings import tuned_reading
         from skclip.tuning._network_training import autocast
@@ -572,6 +571,8 @@ class TowerClassifier(TunedClassifier):
         pictures = check_pictures(X, type(self).__name__)
         setting = self._restored()
         device, precision = device_of_fitted(self.device, self.precision)
+        if not self._changes_images():
+            return self._encoded(pictures, device, precision)
         precision = resolve_precision(precision, setting.device)
         encode = self._image_encoder(self._tensors(setting), setting)
 
@@ -601,9 +602,7 @@ class TowerClassifier(TunedClassifier):
         return TunedCLIPFeatures(FrozenEstimator(copy(self))).fit()
 
     def _image_encoder(self, learned: Tensors, setting: Setting) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The image tower as one function of normalised pictures, which several threads may call at once."""
-        if not self._changes_images():
-            return setting.vision
+        """The tuned tower as one function of normalised pictures, which several threads may call at once."""
         return lambda inputs: self._image(learned, setting, inputs)
 
     def _are_features(self, X: Any) -> bool:
@@ -626,23 +625,18 @@ class TowerClassifier(TunedClassifier):
             pictures, labels, weights = take_rows(pictures, kept), labels[kept], weights[kept]
         self.classes_, codes = np.unique(labels, return_inverse=True)
         check_n_classes(self, self._n_least_classes)
-        return Examples(pictures if self._changes_images() else self._encoded(pictures), codes, weights)
+        if not self._changes_images():
+            pictures = self._encoded(pictures, self.device, self.precision)[:, None]
+        return Examples(pictures, codes, weights)
 
-    def _encoded(self, pictures: Any) -> NDArray:
-        """Unit rows of pictures by the tower as it came, (n, 1, d)."""
+    def _encoded(self, pictures: Any, device: str, precision: str) -> NDArray[np.float32]:
+        """Unit rows of pictures by the tower as it came, (n, d): those of `CLIPFeatures`, and of its store."""
         from skclip.features._extraction import Execution, encode_pictures
 
         execution = Execution(
-            self._model_name(),
-            self.device,
-            self.precision,
-            "auto",
-            self.store,
-            n_workers=self.n_workers,
-            verbose=self.verbose,
+            self._model_name(), device, precision, "auto", self.store, n_workers=self.n_workers, verbose=self.verbose
         )
-        views = encode_pictures(pictures, range(1), execution, seed=0, on_error="raise")
-        return unit_rows(views[:, 0])[:, None]
+        return unit_rows(encode_pictures(pictures, range(1), execution, seed=0, on_error="raise")[:, 0])
 
     def _prepare(self, setting: Setting, examples: Examples) -> None:
         if not self._changes_images():

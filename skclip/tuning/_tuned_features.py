@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import TransformerMixin, clone
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,7 +16,7 @@ from skclip.utils._params import HasMethods, check_parameters
 
 
 @fill_doc
-class TunedCLIPFeatures(TransformerMixin, SkclipBase):
+class TunedCLIPFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SkclipBase):
     """Turn pictures into features by an image tower that was tuned to some classes.
 
     Stands before any adapter or detector, in the place of `CLIPFeatures`. A tuned classifier gives one of itself by
@@ -98,20 +98,9 @@ class TunedCLIPFeatures(TransformerMixin, SkclipBase):
         check_is_fitted(self)
         return _thawed(self.classifier_).encode_image(X)
 
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray:
-        """Names ``tunedclipfeatures0 ... tunedclipfeatures<d-1>``.
-
-        Parameters
-        ----------
-        input_features : Ignored
-
-        Returns
-        -------
-        ndarray of shape (d,), str objects
-        """
-        check_is_fitted(self)
-        width = _thawed(self.classifier_).text_features_.shape[1]
-        return np.asarray([f"tunedclipfeatures{i}" for i in range(width)], dtype=object)
+    @property
+    def _n_features_out(self) -> int:
+        return _thawed(self.classifier_).text_features_.shape[1]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

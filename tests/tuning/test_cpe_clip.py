@@ -387,6 +387,14 @@ def test_text_alone_learns_from_features_as_from_pictures(world):
         read.partial_fit(features[:2, :64], ["a", "b"])
 
 
+def test_text_alone_reads_what_clip_features_have_encoded(world, monkeypatch):
+    estimator = CPECLIPClassifier(MODEL, vision_mode=None, **FAST).fit(*world)
+    features = CLIPFeatures(MODEL).transform(world[0])
+    monkeypatch.setattr("skclip._backbones.Backbone.encode_images", None)
+    monkeypatch.setattr("skclip._backbones.Backbone.encode_through", None)
+    assert_allclose(estimator.encode_image(world[0]), features, atol=1e-6)
+
+
 def test_text_alone_goes_with_every_image_tower(world):
     estimator = CPECLIPClassifier("skclip-tiny-rn", vision_mode=None, **FAST).fit(*world)
     assert estimator.predict_proba(world[0][:2]).shape == (2, 6)
